@@ -11,6 +11,8 @@ import (
 	"strings"
 )
 
+//go:generate go run ../internal/docgen ../docs/steps
+
 //go:embed *.json
 var files embed.FS
 
