@@ -1,0 +1,142 @@
+// Package tools builds the programs that the end-to-end suite runs: stepd
+// itself, both majors of cosign, and the Sigstore servers. Released programs
+// are built once per version and Go release and kept in the user's cache
+// folder ($XDG_CACHE_HOME/stepd/tools), outside the checkout.
+package tools
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/gofrs/flock"
+)
+
+// Tool is a program from a Go module, at one version.
+type Tool struct {
+	// Package is the main package's import path.
+	Package string
+	// Version is the module's version.
+	Version string
+}
+
+// The released programs.
+var (
+	CosignV3 = Tool{"github.com/sigstore/cosign/v3/cmd/cosign", "v3.1.3"}
+	CosignV2 = Tool{"github.com/sigstore/cosign/v2/cmd/cosign", "v2.6.5"}
+	Fulcio   = Tool{"github.com/sigstore/fulcio", "v1.8.8"}
+	RekorV2  = Tool{"github.com/sigstore/rekor-tiles/v2/cmd/rekor-server/posix", "v2.3.0"}
+)
+
+// Path returns the program's path, building it if the cache lacks it: minutes
+// for some. Processes that want the same program wait for one another.
+func (t Tool) Path(ctx context.Context) (string, error) {
+	return cached(ctx, strings.ReplaceAll(t.Package, "/", "_")+"@"+t.Version, path.Base(t.Package), func(dir string) *exec.Cmd {
+		cmd := goCommand(ctx, os.TempDir(), "install", "-trimpath", "-ldflags=-s -w", t.Package+"@"+t.Version)
+		cmd.Env = append(cmd.Env, "GOBIN="+dir)
+		return cmd
+	})
+}
+
+// TimestampAuthority returns the path of a program that serves Sigstore's
+// timestamp authority (see servers/tsa, whose go.mod has the version).
+func TimestampAuthority(ctx context.Context) (string, error) {
+	root, err := Checkout()
+	if err != nil {
+		return "", err
+	}
+	src := filepath.Join(root, "e2e", "servers", "tsa")
+	out, err := goCommand(ctx, src, "list", "-m", "-f", "{{.Version}}", "github.com/sigstore/timestamp-authority/v2").Output()
+	if err != nil {
+		return "", fmt.Errorf("cannot read the timestamp authority's version: %w", err)
+	}
+	return cached(ctx, "tsa@"+strings.TrimSpace(string(out)), "tsa", func(dir string) *exec.Cmd {
+		return goCommand(ctx, src, "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, "tsa"), ".")
+	})
+}
+
+// Stepd builds stepd from the checkout into dir and returns the binary's path.
+func Stepd(ctx context.Context, dir string) (string, error) {
+	root, err := Checkout()
+	if err != nil {
+		return "", err
+	}
+	bin := filepath.Join(dir, "stepd")
+	if out, err := goCommand(ctx, root, "build", "-trimpath", "-o", bin, "./cmd/stepd").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("cannot build stepd: %w\n%s", err, out)
+	}
+	return bin, nil
+}
+
+// Checkout is the root of the checkout: the nearest folder above the working
+// directory that holds .ci. Tests and the demo run inside it.
+func Checkout() (string, error) {
+	wd, err := os.Getwd()
+	if err != nil {
+		return "", fmt.Errorf("cannot find the checkout: %w", err)
+	}
+	for dir := wd; ; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, ".ci")); err == nil {
+			return dir, nil
+		}
+		if dir == filepath.Dir(dir) {
+			return "", fmt.Errorf("cannot find the checkout: no folder with .ci above %s", wd)
+		}
+	}
+}
+
+// cached returns the path of name in the cache entry key, which build's command
+// fills. An entry appears by rename, so that it is whole or absent.
+func cached(ctx context.Context, key, name string, build func(dir string) *exec.Cmd) (string, error) {
+	home, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("cannot find the cache folder: %w", err)
+	}
+	dir := filepath.Join(home, "stepd", "tools", key+"-"+runtime.Version())
+	bin := filepath.Join(dir, name)
+	if _, err := os.Stat(bin); !errors.Is(err, fs.ErrNotExist) {
+		return bin, err
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return "", fmt.Errorf("cannot make the cache folder: %w", err)
+	}
+	lock := flock.New(dir + ".lock")
+	if err := lock.Lock(); err != nil {
+		return "", fmt.Errorf("cannot lock the cache: %w", err)
+	}
+	defer lock.Unlock() //nolint:errcheck // the lock goes with the process
+	if _, err := os.Stat(bin); !errors.Is(err, fs.ErrNotExist) {
+		return bin, err // somebody else built it meanwhile
+	}
+	tmp, err := os.MkdirTemp(filepath.Dir(dir), ".building-")
+	if err != nil {
+		return "", fmt.Errorf("cannot make a folder to build in: %w", err)
+	}
+	defer os.RemoveAll(tmp) //nolint:errcheck // at worst a cache folder keeps a stray entry
+	if out, err := build(tmp).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("cannot build %s: %w\n%s", key, err, out)
+	}
+	if err := os.Chmod(tmp, 0o755); err != nil {
+		return "", fmt.Errorf("cannot open the built folder: %w", err)
+	}
+	if err := os.Rename(tmp, dir); err != nil {
+		return "", fmt.Errorf("cannot keep what was built: %w", err)
+	}
+	return bin, nil
+}
+
+// goCommand is a go command that builds static programs and ignores any
+// workspace around dir.
+func goCommand(ctx context.Context, dir string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
+	return cmd
+}
