@@ -38,7 +38,7 @@ var (
 // Path returns the program's path, building it if the cache lacks it: minutes
 // for some. Processes that want the same program wait for one another.
 func (t Tool) Path(ctx context.Context) (string, error) {
-	return cached(ctx, strings.ReplaceAll(t.Package, "/", "_")+"@"+t.Version, path.Base(t.Package), func(dir string) *exec.Cmd {
+	return cached(strings.ReplaceAll(t.Package, "/", "_")+"@"+t.Version, path.Base(t.Package), func(dir string) *exec.Cmd {
 		cmd := goCommand(ctx, os.TempDir(), "install", "-trimpath", "-ldflags=-s -w", t.Package+"@"+t.Version)
 		cmd.Env = append(cmd.Env, "GOBIN="+dir)
 		return cmd
@@ -57,7 +57,7 @@ func TimestampAuthority(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("cannot read the timestamp authority's version: %w", err)
 	}
-	return cached(ctx, "tsa@"+strings.TrimSpace(string(out)), "tsa", func(dir string) *exec.Cmd {
+	return cached("tsa@"+strings.TrimSpace(string(out)), "tsa", func(dir string) *exec.Cmd {
 		return goCommand(ctx, src, "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, "tsa"), ".")
 	})
 }
@@ -94,7 +94,7 @@ func Checkout() (string, error) {
 
 // cached returns the path of name in the cache entry key, which build's command
 // fills. An entry appears by rename, so that it is whole or absent.
-func cached(ctx context.Context, key, name string, build func(dir string) *exec.Cmd) (string, error) {
+func cached(key, name string, build func(dir string) *exec.Cmd) (string, error) {
 	home, err := os.UserCacheDir()
 	if err != nil {
 		return "", fmt.Errorf("cannot find the cache folder: %w", err)

@@ -71,32 +71,50 @@ func (a *Authority) TrustedRoot() ([]byte, error) {
 	}.JSON()
 }
 
+// Defect spoils a signature in one way, for tests of refusals.
+type Defect int
+
+// The defects.
+const (
+	// None is a signature as it should be.
+	None Defect = iota
+	// NoSCT is a certificate without a signed certificate timestamp.
+	NoSCT
+	// NoLog is a signature that no transparency log holds.
+	NoLog
+)
+
 // Sign returns the bundle (media type …bundle.v0.3+json) that `cosign sign`
 // writes when run as w over the manifest with the given digest,
 // "sha256:<hex>".
 func (a *Authority) Sign(ctx context.Context, w workflow.Run, digest string) ([]byte, error) {
-	statement, err := signStatement(digest)
+	statement, err := SignStatement(digest)
 	if err != nil {
 		return nil, err
 	}
+	return a.SignStatement(ctx, w, statement, None)
+}
+
+// SignStatement returns a bundle over any in-toto statement, signed as w.
+func (a *Authority) SignStatement(ctx context.Context, w workflow.Run, statement []byte, d Defect) ([]byte, error) {
 	key, err := sign.NewEphemeralKeypair(nil)
 	if err != nil {
 		return nil, fmt.Errorf("cannot make a signing key: %w", err)
 	}
-	b, err := sign.Bundle(
-		&sign.DSSEData{Data: statement, PayloadType: "application/vnd.in-toto+json"}, key,
-		sign.BundleOptions{
-			Context:             ctx,
-			CertificateProvider: certifier{a, w},
-			TransparencyLogs:    []sign.Transparency{sign.NewRekor(&sign.RekorOptions{BaseURL: a.log.URL, Version: 1})},
-		})
+	options := sign.BundleOptions{Context: ctx, CertificateProvider: certifier{a, w, d}}
+	if d != NoLog {
+		options.TransparencyLogs = []sign.Transparency{sign.NewRekor(&sign.RekorOptions{BaseURL: a.log.URL, Version: 1})}
+	}
+	b, err := sign.Bundle(&sign.DSSEData{Data: statement, PayloadType: "application/vnd.in-toto+json"}, key, options)
 	if err != nil {
-		return nil, fmt.Errorf("cannot sign %s: %w", digest, err)
+		return nil, fmt.Errorf("cannot sign as %s: %w", w.Subject(), err)
 	}
 	return protojson.Marshal(b)
 }
 
-func signStatement(digest string) ([]byte, error) {
+// SignStatement is the statement that `cosign sign` signs for a digest,
+// "sha256:<hex>".
+func SignStatement(digest string) ([]byte, error) {
 	hex, ok := strings.CutPrefix(digest, "sha256:")
 	if !ok {
 		return nil, fmt.Errorf("cannot sign %q: not a sha256 digest", digest)
@@ -114,10 +132,18 @@ func signStatement(digest string) ([]byte, error) {
 type certifier struct {
 	a *Authority
 	w workflow.Run
+	d Defect
 }
 
 // GetCertificate implements sign.CertificateProvider.
 func (c certifier) GetCertificate(ctx context.Context, key sign.Keypair, _ *sign.CertificateProviderOptions) ([]byte, error) {
+	if c.d == NoSCT {
+		cert, err := c.a.ca.CreateCertificate(ctx, principal{c.w}, key.GetPublicKey())
+		if err != nil {
+			return nil, fmt.Errorf("cannot issue a certificate: %w", err)
+		}
+		return cert.FinalCertificate.Raw, nil
+	}
 	return c.a.certify(ctx, c.w, key.GetPublicKey())
 }
 

@@ -189,9 +189,7 @@ func (l *Log) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (l *Log) add(w http.ResponseWriter, r *http.Request) {
-	body := http.MaxBytesReader(w, r.Body, 8<<20)
-	defer body.Close()
-	proposed, err := models.UnmarshalProposedEntry(body, runtime.JSONConsumer())
+	proposed, err := models.UnmarshalProposedEntry(http.MaxBytesReader(w, r.Body, 8<<20), runtime.JSONConsumer())
 	if err != nil {
 		answerError(w, http.StatusBadRequest, err)
 		return
