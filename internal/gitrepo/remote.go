@@ -1,0 +1,550 @@
+package gitrepo
+
+import (
+	"container/heap"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-git/go-git/v5/plumbing"
+)
+
+// firstWindow is how many commits come with the first fetch of a tip: enough
+// for a look-back over the last few minutes of most repositories, at about
+// 200 bytes each.
+const firstWindow = 5
+
+// remote is a Remote over a wire. How it fetches depends on the server, in
+// steps from cheap to possible:
+//
+//  1. filters, any object by id: the commit and its root tree, then the trees
+//     on the paths, level by level
+//  2. filters only: all trees of the tip, no blobs, depth 1
+//  3. no filters: depth 1, blobs read past and dropped
+//  4. not even depth: everything, read past and dropped
+type remote struct {
+	url     string
+	wire    wire
+	store   *objects
+	timeout time.Duration
+	learned *profiles
+	key     string
+
+	mu sync.Mutex
+	// complete are tips all of whose trees are in the store (steps 2 to 4).
+	complete map[Hash]bool
+}
+
+// profiles remembers what servers can do, by repository.
+type profiles struct {
+	mu sync.Mutex
+	m  map[string]profile
+}
+
+func (p *profiles) get(key string) profile {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.m[key]
+}
+
+func (p *profiles) set(key string, pr profile) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.m == nil {
+		p.m = map[string]profile{}
+	}
+	p.m[key] = pr
+}
+
+func (r *remote) URL() string { return r.url }
+
+// bound gives one request its own deadline, within ctx's.
+func (r *remote) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, r.timeout)
+}
+
+// discover asks the server what it can do.
+func (r *remote) discover(ctx context.Context) (*advertisement, error) {
+	ctx, cancel := r.bound(ctx)
+	defer cancel()
+	body, err := r.wire.advertise(ctx, uploadPack, true)
+	if err != nil {
+		return nil, err
+	}
+	defer closeBody(body)
+	a, err := readAdvertisement(body)
+	if err != nil {
+		return nil, err
+	}
+	r.learned.set(r.key, a.profile)
+	return a, nil
+}
+
+// with runs an operation under the server's profile. When the profile is only
+// assumed and the server does not understand the request, it is asked, and the
+// operation runs once more.
+func (r *remote) with(ctx context.Context, op func(context.Context, profile) error) error {
+	pr := r.learned.get(r.key)
+	if !pr.known {
+		if !r.wire.assumeV2() {
+			a, err := r.discover(ctx)
+			if err != nil {
+				return err
+			}
+			pr = a.profile
+		} else {
+			pr = assumed
+		}
+	}
+	run := func(pr profile) error {
+		ctx, cancel := r.bound(ctx)
+		defer cancel()
+		return op(ctx, pr)
+	}
+	err := run(pr)
+	if err == nil || pr.known || ctx.Err() != nil || !misunderstood(err) {
+		return err
+	}
+	a, derr := r.discover(ctx)
+	if derr != nil {
+		return derr
+	}
+	return run(a.profile)
+}
+
+// misunderstood tells whether err may come from a server that cannot do what
+// was asked, as against one that cannot be reached or refuses access.
+func misunderstood(err error) bool {
+	var status *StatusError
+	if errors.As(err, &status) {
+		return !Permanent(err) && status.Code != http.StatusTooManyRequests || status.Code == http.StatusForbidden || status.Code == http.StatusNotFound
+	}
+	var server *ServerError
+	var protocol *ProtocolError
+	return errors.As(err, &server) || errors.As(err, &protocol) || errors.Is(err, io.ErrUnexpectedEOF)
+}
+
+// Refs implements Remote.
+func (r *remote) Refs(ctx context.Context, branches ...string) (Refs, error) {
+	r.store.trim()
+	out := Refs{Heads: map[string]Hash{}}
+	pick := func(refs map[string]Hash, head string) {
+		for _, b := range branches {
+			if id, ok := refs["refs/heads/"+b]; ok {
+				out.Heads[b] = id
+			}
+		}
+		out.Default = head
+	}
+	var errV0 = errors.New("the server has no protocol v2")
+	err := r.with(ctx, func(ctx context.Context, pr profile) error {
+		if !pr.v2 {
+			return errV0
+		}
+		prefixes := []string{"HEAD"}
+		for _, b := range branches {
+			prefixes = append(prefixes, "refs/heads/"+b)
+		}
+		refs, head, err := lsRefs(ctx, r.wire, prefixes)
+		if err != nil {
+			return err
+		}
+		pick(refs, head)
+		if len(refs) == 0 { // HEAD may point at a branch that is not there
+			refs, _, err = lsRefs(ctx, r.wire, []string{"refs/heads/"})
+			if err != nil {
+				return err
+			}
+			out.Empty = len(refs) == 0
+		}
+		return nil
+	})
+	if errors.Is(err, errV0) {
+		a, err := r.discover(ctx)
+		if err != nil {
+			return Refs{}, fmt.Errorf("cannot list the references of %s: %w", r.url, err)
+		}
+		if a.v2 { // it has learned v2 meanwhile
+			return r.Refs(ctx, branches...)
+		}
+		pick(a.refs, a.head)
+		out.Empty = a.noRefs
+		return out, nil
+	}
+	if err != nil {
+		return Refs{}, fmt.Errorf("cannot list the references of %s: %w", r.url, err)
+	}
+	return out, nil
+}
+
+// fetch runs one fetch into the store.
+func (r *remote) fetch(ctx context.Context, pr profile, q fetchQuery, blobs bool) error {
+	if q.max == 0 {
+		q.max = maxFilteredPack
+	}
+	return fetch(ctx, r.wire, pr, q, packSink{
+		add: r.store.add,
+		base: func(id Hash) (Object, bool) {
+			if t, ok := r.store.tree(id); ok {
+				return t.object, true
+			}
+			return Object{}, false
+		},
+		blobs:  blobs,
+		budget: packMemory,
+	})
+}
+
+// Commit implements Remote.
+func (r *remote) Commit(ctx context.Context, id Hash) (*Commit, error) {
+	return r.commit(ctx, id, firstWindow)
+}
+
+// commit makes sure a commit is in the store, with up to window-1 of its
+// ancestors when it was not.
+func (r *remote) commit(ctx context.Context, id Hash, window int) (*Commit, error) {
+	if c, ok := r.store.commit(id); ok {
+		return c, nil
+	}
+	err := r.with(ctx, func(ctx context.Context, pr profile) error {
+		if !pr.filter {
+			return r.fetchAll(ctx, pr, id, window)
+		}
+		q := fetchQuery{wants: []Hash{id}, filter: "tree:0"}
+		if pr.shallow {
+			q.depth = window
+		}
+		if window <= firstWindow && pr.byID && !pr.noTreeDepth {
+			q.filter = "tree:1" // the root tree is wanted next
+			err := r.fetch(ctx, pr, q, false)
+			if err == nil || !pr.known || !misunderstood(err) {
+				return err
+			}
+			pr.noTreeDepth = true // Azure DevOps is said to know tree:0 only
+			r.learned.set(r.key, pr)
+			q.filter = "tree:0"
+		}
+		return r.fetch(ctx, pr, q, false)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot read commit %s of %s: %w", id, r.url, err)
+	}
+	if c, ok := r.store.commit(id); ok {
+		return c, nil
+	}
+	return nil, fmt.Errorf("cannot read commit %s of %s: %w", id, r.url, &MissingError{ID: id})
+}
+
+// fetchAll is the way of servers without filters: commits and all trees come
+// along, blobs are read past.
+func (r *remote) fetchAll(ctx context.Context, pr profile, tip Hash, window int) error {
+	q := fetchQuery{wants: []Hash{tip}, max: maxFullPack}
+	if pr.shallow {
+		q.depth = window
+	}
+	if err := r.fetch(ctx, pr, q, false); err != nil {
+		return err
+	}
+	r.markComplete(tip)
+	return nil
+}
+
+func (r *remote) markComplete(tip Hash) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.complete[tip] = true
+}
+
+// refresh brings the commits and trees between two tips, of which the older is
+// known. It is only for speed: what does not arrive is fetched by id.
+func (r *remote) refresh(ctx context.Context, tip, have Hash, filter string) error {
+	return r.with(ctx, func(ctx context.Context, pr profile) error {
+		q := fetchQuery{wants: []Hash{tip}, have: have, filter: filter}
+		if !pr.filter {
+			q.filter, q.max = "", maxFullPack
+		}
+		if !pr.shallow {
+			return r.fetchAll(ctx, pr, tip, 0)
+		}
+		return r.fetch(ctx, pr, q, false)
+	})
+}
+
+// Trees implements Remote.
+func (r *remote) Trees(ctx context.Context, commit Hash, paths []string, hint Hash) (*Trees, error) {
+	if _, ok := r.store.commit(commit); !ok && !hint.IsZero() && hint != commit {
+		// Thin: every commit since, and the trees they changed.
+		if err := r.refresh(ctx, commit, hint, "blob:none"); err != nil && (Permanent(err) || ctx.Err() != nil) {
+			return nil, fmt.Errorf("cannot read %s: %w", r.url, err)
+		}
+	}
+	c, err := r.commit(ctx, commit, firstWindow)
+	if err != nil {
+		return nil, err
+	}
+	t := &Trees{commit: c, dirs: map[string]*tree{}}
+	if err := r.loadTrees(ctx, commit, []Hash{c.Tree}); err != nil {
+		return nil, err
+	}
+	root, ok := r.store.tree(c.Tree)
+	if !ok {
+		return nil, fmt.Errorf("cannot read %s: %w", r.url, &MissingError{ID: c.Tree})
+	}
+	t.dirs[""] = root
+	level := parentDirs(paths)
+	for len(level) > 0 {
+		next := map[string]Hash{} // path of a directory → its tree
+		var missing []Hash
+		for dir := range level {
+			parent, name := splitPath(dir)
+			if e, ok := t.dirs[parent].find(name); ok && e.Mode == ModeTree {
+				next[dir] = e.ID
+				if _, ok := r.store.tree(e.ID); !ok {
+					missing = append(missing, e.ID)
+				}
+			}
+		}
+		if err := r.loadTrees(ctx, commit, missing); err != nil {
+			return nil, err
+		}
+		deeper := map[string]bool{}
+		for dir, id := range next {
+			sub, ok := r.store.tree(id)
+			if !ok {
+				return nil, fmt.Errorf("cannot read %s: %w", r.url, &MissingError{ID: id})
+			}
+			t.dirs[dir] = sub
+			for _, p := range paths {
+				if rest, ok := strings.CutPrefix(p, dir+"/"); ok {
+					if name, _, more := strings.Cut(rest, "/"); more {
+						deeper[dir+"/"+name] = true
+					}
+				}
+			}
+		}
+		level = deeper
+	}
+	return t, nil
+}
+
+// loadTrees makes sure that trees, which belong to commit, are in the store.
+func (r *remote) loadTrees(ctx context.Context, commit Hash, ids []Hash) error {
+	var missing []Hash
+	for _, id := range ids {
+		if _, ok := r.store.tree(id); !ok {
+			missing = append(missing, id)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	err := r.with(ctx, func(ctx context.Context, pr profile) error {
+		switch {
+		case pr.filter && pr.byID:
+			return r.fetch(ctx, pr, fetchQuery{wants: missing, filter: "tree:0"}, false)
+		case pr.filter:
+			q := fetchQuery{wants: []Hash{commit}, filter: "blob:none"}
+			if pr.shallow {
+				q.depth = 1
+			}
+			if err := r.fetch(ctx, pr, q, false); err != nil {
+				return err
+			}
+			r.markComplete(commit)
+			return nil
+		}
+		return r.fetchAll(ctx, pr, commit, 1)
+	})
+	if err != nil {
+		return fmt.Errorf("cannot read the trees of %s at %s: %w", r.url, commit, err)
+	}
+	return nil
+}
+
+// Blobs implements Remote.
+func (r *remote) Blobs(ctx context.Context, ids []Hash) (map[Hash][]byte, error) {
+	out := map[Hash][]byte{}
+	var missing []Hash
+	for _, id := range ids {
+		if b, ok := r.store.blob(id); ok {
+			out[id] = b
+		} else {
+			missing = append(missing, id)
+		}
+	}
+	if len(missing) == 0 {
+		return out, nil
+	}
+	err := r.with(ctx, func(ctx context.Context, pr profile) error {
+		if !pr.byID {
+			return nil
+		}
+		return r.fetch(ctx, pr, fetchQuery{wants: missing}, true)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot read blobs of %s: %w", r.url, err)
+	}
+	for _, id := range missing {
+		if b, ok := r.store.blob(id); ok {
+			out[id] = b
+		}
+	}
+	return out, nil
+}
+
+// oldInARow is how many commits older than HistoryQuery.Since end a walk: one
+// alone may come from a machine whose clock is wrong.
+const oldInARow = 3
+
+// History implements Remote.
+func (r *remote) History(ctx context.Context, q HistoryQuery) (History, error) {
+	if q.Tip.IsZero() || q.Tip == q.Until {
+		return History{Complete: true}, nil
+	}
+	window := firstWindow
+	refreshed := false
+	for {
+		h, frontier := r.walk(q)
+		switch {
+		case frontier.IsZero():
+			return h, nil
+		case !q.Until.IsZero():
+			if refreshed { // the server sent tip ^until: what is missing is older than until
+				h.Complete = true
+				return h, nil
+			}
+			refreshed = true
+			if err := r.refresh(ctx, q.Tip, q.Until, "tree:0"); err != nil {
+				return h, fmt.Errorf("cannot read the history of %s: %w", r.url, err)
+			}
+			if _, ok := r.store.commit(q.Tip); !ok {
+				return h, fmt.Errorf("cannot read the history of %s: %w", r.url, &MissingError{ID: q.Tip})
+			}
+		default:
+			before := len(h.Commits)
+			if err := r.deepen(ctx, q.Tip, frontier, window, before); err != nil {
+				return h, fmt.Errorf("cannot read the history of %s: %w", r.url, err)
+			}
+			if h2, _ := r.walk(q); len(h2.Commits) == before {
+				return h, nil // not Complete: the server gives no more
+			}
+			window = min(window*8, q.Max+1)
+		}
+	}
+}
+
+// deepen brings window more commits, from the frontier down.
+func (r *remote) deepen(ctx context.Context, tip, frontier Hash, window, seen int) error {
+	return r.with(ctx, func(ctx context.Context, pr profile) error {
+		q := fetchQuery{wants: []Hash{frontier}, depth: window, filter: "tree:0"}
+		if !pr.byID {
+			q.wants, q.depth = []Hash{tip}, seen+window
+		}
+		if !pr.filter {
+			q.filter, q.max = "", maxFullPack
+		}
+		if !pr.shallow {
+			q.depth = 0
+		}
+		return r.fetch(ctx, pr, q, false)
+	})
+}
+
+// walk goes through the known history, newest first, and returns the first
+// commit it needs and does not know.
+func (r *remote) walk(q HistoryQuery) (h History, frontier Hash) {
+	seen := map[Hash]bool{q.Until: true}
+	var queue commitQueue
+	push := func(id Hash) {
+		if seen[id] {
+			return
+		}
+		seen[id] = true
+		c, ok := r.store.commit(id)
+		if !ok {
+			if frontier.IsZero() {
+				frontier = id
+			}
+			return
+		}
+		heap.Push(&queue, c)
+	}
+	push(q.Tip)
+	old := 0
+	for queue.Len() > 0 {
+		if q.Max > 0 && len(h.Commits) >= q.Max {
+			return h, ZeroHash
+		}
+		c, _ := heap.Pop(&queue).(*Commit)
+		h.Commits = append(h.Commits, c)
+		if !q.Since.IsZero() && c.When.Before(q.Since) {
+			if old++; old >= oldInARow {
+				h.Complete = true
+				return h, ZeroHash
+			}
+		} else {
+			old = 0
+		}
+		for _, p := range c.Parents {
+			push(p)
+		}
+	}
+	h.Complete = frontier.IsZero()
+	return h, frontier
+}
+
+// commitQueue is a heap, newest first.
+type commitQueue []*Commit
+
+func (q commitQueue) Len() int           { return len(q) }
+func (q commitQueue) Less(i, j int) bool { return q[i].When.After(q[j].When) }
+func (q commitQueue) Swap(i, j int)      { q[i], q[j] = q[j], q[i] }
+func (q *commitQueue) Push(x any) {
+	c, _ := x.(*Commit)
+	*q = append(*q, c)
+}
+
+func (q *commitQueue) Pop() any {
+	old := *q
+	c := old[len(old)-1]
+	*q = old[:len(old)-1]
+	return c
+}
+
+// Push implements Remote.
+func (r *remote) Push(ctx context.Context, p Push) error {
+	var objects []Object
+	sent := map[Hash]bool{}
+	for _, c := range p.Commits {
+		for _, o := range c.Objects {
+			if !sent[o.ID] {
+				sent[o.ID] = true
+				objects = append(objects, o)
+			}
+		}
+	}
+	bounded, cancel := r.bound(ctx)
+	defer cancel()
+	if err := push(bounded, r.wire, "refs/heads/"+p.Branch, p.Old, p.New, objects); err != nil {
+		return fmt.Errorf("cannot push to branch %s of %s: %w", p.Branch, r.url, err)
+	}
+	r.remember(p)
+	return nil
+}
+
+// remember keeps what was pushed, so that the next commit on top needs no
+// fetch.
+func (r *remote) remember(p Push) {
+	for _, c := range p.Commits {
+		for _, o := range c.Objects {
+			if o.Type != plumbing.BlobObject {
+				_ = r.store.add(o) // our own objects parse
+			}
+		}
+	}
+}

@@ -1,0 +1,191 @@
+package gitrepo
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stepd/stepd/internal/effects"
+	"github.com/stepd/stepd/internal/gitrepo/gittest"
+)
+
+var when = time.Date(2026, 11, 22, 10, 0, 0, 0, time.UTC)
+
+func spec(message string) CommitSpec {
+	s := Signature{Name: "Stepd", Email: "stepd@example.com", When: when}
+	return CommitSpec{Author: s, Committer: s, Message: message}
+}
+
+func file(path, data string) Change {
+	return Change{Path: path, Mode: ModeFile, ID: BlobID([]byte(data)), Data: []byte(data)}
+}
+
+// commitOnce makes one commit of the changes on the tip of main.
+func commitOnce(t *testing.T, r Remote, changes ...Change) NewCommit {
+	t.Helper()
+	refs, err := r.Refs(t.Context(), "main")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tip := refs.Heads["main"]
+	trees := EmptyTrees()
+	if !tip.IsZero() {
+		var paths []string
+		for _, c := range changes {
+			paths = append(paths, c.Path)
+		}
+		if trees, err = r.Trees(t.Context(), tip, paths, ZeroHash); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, _, err := NewCommitOn(trees, changes, spec("change\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Push(t.Context(), Push{Branch: "main", Old: tip, New: c.Commit.ID, Commits: []NewCommit{c}}); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func dial(t *testing.T, d Dialer, url string) Remote {
+	t.Helper()
+	r, err := d.Dial(t.Context(), Target{URL: url})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestCommitOverEveryProtocol(t *testing.T) {
+	noV2 := func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			r.Header.Del("Git-Protocol")
+			h.ServeHTTP(w, r)
+		})
+	}
+	for name, tc := range map[string]struct {
+		reason string
+		config map[string]string
+		wrap   func(http.Handler) http.Handler
+	}{
+		"v2":            {reason: "what every host speaks"},
+		"v2, no filter": {reason: "filters are optional", config: map[string]string{"uploadpack.allowFilter": "false"}},
+		"v0":            {reason: "old servers and proxies", wrap: noV2},
+		"v0, any id":    {reason: "ids can be asked for", wrap: noV2, config: map[string]string{"uploadpack.allowAnySHA1InWant": "true"}},
+		"v0, no filter": {reason: "the last rung", wrap: noV2, config: map[string]string{"uploadpack.allowFilter": "false"}},
+		"v1": {reason: "the transition protocol", wrap: func(h http.Handler) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				r.Header.Set("Git-Protocol", "version=1")
+				h.ServeHTTP(w, r)
+			})
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := gittest.New(t)
+			url := s.MustCreate(t, "r.git")
+			for k, v := range tc.config {
+				s.MustGit(t, "r.git", "config", k, v)
+			}
+			s.MustCommit(t, "r.git", "one", map[string]string{"a/b/c.yaml": "x: 1\n", "a/other.yaml": "y: 1\n", "z/z.yaml": "z\n"})
+			s.MustCommit(t, "r.git", "two", map[string]string{"a/b/c.yaml": "x: 2\n"})
+			s.Wrap(tc.wrap)
+
+			log := &effects.Log{}
+			r := dial(t, NewLive(LiveOptions{Log: log}), url)
+			commitOnce(t, r, file("a/b/c.yaml", "x: 3\n"), file("a/new/d.yaml", "d\n"))
+			s.MustCommit(t, "r.git", "foreign", map[string]string{"z/z.yaml": "zz\n"})
+			commitOnce(t, r, file("a/b/c.yaml", "x: 4\n"), Change{Path: "a/new/d.yaml"})
+
+			s.Wrap(nil)
+			s.Fsck(t, "r.git")
+			if got, want := s.MustGit(t, "r.git", "ls-tree", "-r", "--name-only", "main"), "a/b/c.yaml\na/other.yaml\nz/z.yaml"; got != want {
+				t.Errorf("files = %q, want %q", got, want)
+			}
+			if got := s.MustGit(t, "r.git", "show", "main:a/b/c.yaml"); got != "x: 4" {
+				t.Errorf("content = %q", got)
+			}
+			if got := s.MustGit(t, "r.git", "rev-list", "--count", "main"); got != "5" {
+				t.Errorf("%s commits, want 5", got)
+			}
+			if n := len(log.Commits()); n != 2 || !log.Commits()[0].Pushed {
+				t.Errorf("effects = %+v", log.Commits())
+			}
+			h, err := r.History(t.Context(), HistoryQuery{Tip: mustTip(t, r), Max: 100})
+			if err != nil || len(h.Commits) != 5 || !h.Complete {
+				t.Errorf("history: %d commits, complete %t, err %v", len(h.Commits), h.Complete, err)
+			}
+		})
+	}
+}
+
+func mustTip(t *testing.T, r Remote) Hash {
+	t.Helper()
+	refs, err := r.Refs(t.Context(), "main")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return refs.Heads["main"]
+}
+
+func TestRecordingReadsItsOwnWrites(t *testing.T) {
+	s := gittest.New(t)
+	url := s.MustCreate(t, "r.git")
+	before := s.MustCommit(t, "r.git", "one", map[string]string{"a/b.yaml": "x: 1\n", "c/d.yaml": "1\n"})
+
+	log := &effects.Log{}
+	d := NewRecording(NewLive(LiveOptions{}), log)
+	commitOnce(t, dial(t, d, url), file("a/b.yaml", "x: 2\n"))
+	c := commitOnce(t, dial(t, d, url), file("a/b.yaml", "x: 3\n"), file("c/d.yaml", "2\n"))
+
+	if got := s.MustGit(t, "r.git", "rev-parse", "main"); got != before {
+		t.Errorf("a dry run moved the branch to %s", got)
+	}
+	if got := mustTip(t, dial(t, d, url)); got != c.Commit.ID {
+		t.Errorf("tip = %s, want the recorded %s", got, c.Commit.ID)
+	}
+	commits := log.Commits()
+	if len(commits) != 2 || commits[1].Pushed || !strings.Contains(commits[1].Diff, "-x: 2\n+x: 3\n") {
+		t.Errorf("effects = %+v", commits)
+	}
+	h, err := dial(t, d, url).History(t.Context(), HistoryQuery{Tip: c.Commit.ID, Max: 10})
+	if err != nil || len(h.Commits) != 3 {
+		t.Errorf("history = %d commits, err %v; want 3", len(h.Commits), err)
+	}
+}
+
+func TestFirstCommitOfAnEmptyRepository(t *testing.T) {
+	s := gittest.New(t)
+	r := dial(t, NewLive(LiveOptions{}), s.MustCreate(t, "r.git"))
+	refs, err := r.Refs(t.Context(), "main")
+	if err != nil || !refs.Empty {
+		t.Fatalf("refs = %+v, err %v; want empty", refs, err)
+	}
+	commitOnce(t, r, file("a.yaml", "1\n"))
+	s.Fsck(t, "r.git")
+}
+
+func TestCostDoesNotGrowWithTheRepository(t *testing.T) {
+	s := gittest.New(t)
+	for _, tc := range []struct {
+		name         string
+		dirs, perDir int
+	}{{"small.git", 10, 10}, {"large.git", 50, 100}} {
+		url := s.MustCreate(t, tc.name)
+		if err := s.Seed(tc.name, tc.dirs, tc.perDir, 20); err != nil {
+			t.Fatal(err)
+		}
+		r := dial(t, NewLive(LiveOptions{}), url)
+		s.ResetStats()
+		commitOnce(t, r, file("d0003/f0003.yaml", "new\n"))
+		cold := s.Stats()
+		if cold.Requests != 4 {
+			t.Errorf("%s: cold took %d requests, want refs, root, directory, push: %+v", tc.name, cold.Requests, s.Requests())
+		}
+		t.Logf("%s: up %d down %d", tc.name, cold.Up, cold.Down)
+		if limit := int64(40*(tc.dirs+tc.perDir) + 4<<10); cold.Down > limit {
+			t.Errorf("%s: cold received %d bytes, want at most %d", tc.name, cold.Down, limit)
+		}
+	}
+}
