@@ -1,0 +1,180 @@
+package rpc
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	stepdv1 "github.com/stepd/stepd/proto/stepd/v1"
+	"github.com/stepd/stepd/steps"
+)
+
+// Grants implements the HostService: it hands a running attempt, and nobody
+// else, the credentials it was granted. The zero value is ready.
+type Grants struct {
+	stepdv1.UnimplementedHostServiceServer
+	mu     sync.Mutex
+	tokens map[string]grant
+}
+
+// grant is what one attempt may use.
+type grant struct {
+	project string
+	caps    steps.Capabilities
+	over    <-chan struct{}
+}
+
+// Add makes caps available to the attempt that sc belongs to, under a fresh
+// token, until end is called. Its signature is that of ClientOptions.Grant.
+func (g *Grants) Add(sc *steps.Context, caps steps.Capabilities) (token string, granted []steps.Capability, end func()) {
+	granted = Names(caps)
+	if len(granted) == 0 {
+		return "", nil, func() {}
+	}
+	token = rand.Text()
+	over := make(chan struct{})
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.tokens == nil {
+		g.tokens = map[string]grant{}
+	}
+	g.tokens[token] = grant{project: sc.Project, caps: caps, over: over}
+	return token, granted, func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		delete(g.tokens, token)
+		close(over)
+	}
+}
+
+// GetCredentials implements the HostService.
+func (g *Grants) GetCredentials(ctx context.Context, req *stepdv1.GetCredentialsRequest) (*stepdv1.GetCredentialsResponse, error) {
+	held, err := g.find(req.GetRunToken())
+	if err != nil {
+		return nil, err
+	}
+	if held.caps.Credentials == nil {
+		return nil, notGranted(steps.AccessCredentials)
+	}
+	ctx, cancel := held.bound(ctx)
+	defer cancel()
+	// The project is the promotion's own, whatever the plugin would like.
+	c, err := held.caps.Credentials.Get(ctx, held.project, steps.CredentialType(req.GetType()), req.GetRepoUrl())
+	if err != nil {
+		return nil, status.Error(codes.Unavailable, err.Error())
+	}
+	if c == nil {
+		return &stepdv1.GetCredentialsResponse{}, nil
+	}
+	return &stepdv1.GetCredentialsResponse{Credentials: &stepdv1.Credentials{
+		Username: c.Username, Password: c.Password, SshPrivateKey: c.SSHPrivateKey,
+	}}, nil
+}
+
+// GetGitUser implements the HostService.
+func (g *Grants) GetGitUser(ctx context.Context, req *stepdv1.GetGitUserRequest) (*stepdv1.GetGitUserResponse, error) {
+	held, err := g.find(req.GetRunToken())
+	if err != nil {
+		return nil, err
+	}
+	if held.caps.GitUser == nil {
+		return nil, notGranted(steps.AccessGitUser)
+	}
+	ctx, cancel := held.bound(ctx)
+	defer cancel()
+	u, err := held.caps.GitUser.GitUser(ctx)
+	if err != nil {
+		return nil, status.Error(codes.Unavailable, err.Error())
+	}
+	return &stepdv1.GetGitUserResponse{
+		Name: u.Name, Email: u.Email, SigningKey: u.SigningKey, SigningKeyType: u.SigningKeyType,
+	}, nil
+}
+
+func (g *Grants) find(token string) (grant, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	held, ok := g.tokens[token]
+	if !ok {
+		return grant{}, status.Error(codes.Unauthenticated, "no running step has this token")
+	}
+	return held, nil
+}
+
+// bound ends ctx with the attempt.
+func (g grant) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		select {
+		case <-g.over:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
+
+func notGranted(c steps.Capability) error {
+	return status.Errorf(codes.PermissionDenied, "the capability %q was not granted to this step", c)
+}
+
+// HostCapabilities are the capabilities that the host behind conn granted to
+// the attempt of req.
+func HostCapabilities(conn grpc.ClientConnInterface, req *stepdv1.RunStepRequest) steps.Capabilities {
+	host := hostClient{
+		service: stepdv1.NewHostServiceClient(conn),
+		token:   req.GetRunToken(),
+		project: req.GetContext().GetProject(),
+	}
+	var caps steps.Capabilities
+	for _, g := range req.GetGrantedCapabilities() {
+		switch steps.Capability(g) {
+		case steps.AccessCredentials:
+			caps.Credentials = host
+		case steps.AccessGitUser:
+			caps.GitUser = host
+		}
+	}
+	return caps
+}
+
+// hostClient asks the host on behalf of one attempt.
+type hostClient struct {
+	service stepdv1.HostServiceClient
+	token   string
+	project string
+}
+
+// Get implements steps.CredentialSource.
+func (h hostClient) Get(ctx context.Context, project string, typ steps.CredentialType, repoURL string) (*steps.Credentials, error) {
+	if project != h.project {
+		return nil, fmt.Errorf("cannot get credentials of project %q: this promotion belongs to project %q", project, h.project)
+	}
+	resp, err := h.service.GetCredentials(ctx, &stepdv1.GetCredentialsRequest{
+		RunToken: h.token, Type: string(typ), RepoUrl: repoURL,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot get credentials for %s from the host: %s", repoURL, status.Convert(err).Message())
+	}
+	c := resp.GetCredentials()
+	if c == nil {
+		return nil, nil
+	}
+	return &steps.Credentials{Username: c.GetUsername(), Password: c.GetPassword(), SSHPrivateKey: c.GetSshPrivateKey()}, nil
+}
+
+// GitUser implements steps.GitUserSource.
+func (h hostClient) GitUser(ctx context.Context) (steps.GitUser, error) {
+	u, err := h.service.GetGitUser(ctx, &stepdv1.GetGitUserRequest{RunToken: h.token})
+	if err != nil {
+		return steps.GitUser{}, fmt.Errorf("cannot get the git identity from the host: %s", status.Convert(err).Message())
+	}
+	return steps.GitUser{
+		Name: u.GetName(), Email: u.GetEmail(), SigningKey: u.GetSigningKey(), SigningKeyType: u.GetSigningKeyType(),
+	}, nil
+}
