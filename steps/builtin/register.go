@@ -36,5 +36,6 @@ func Registrations(e Edges) []steps.Registration {
 		GitClone(e.Git),
 		GitCommit(),
 		GitPush(e.Git, e.GitPolicy, e.Wait),
+		YAMLUpdate(),
 	}
 }
