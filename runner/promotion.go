@@ -36,6 +36,9 @@ type Promotion struct {
 	// State maps an alias to the step's output.
 	State        map[string]any
 	HealthChecks []steps.HealthCheck
+
+	// errs continues the step errors of earlier passes in this process.
+	errs map[string]error
 }
 
 // Step is an inflated step and where it was written.
@@ -73,6 +76,8 @@ type Outcome struct {
 	// RetryAfter, in phase Running, is when the step that is not finished asks
 	// to be called again; nil leaves it to the caller.
 	RetryAfter *time.Duration
+
+	errs map[string]error
 }
 
 // StepOutcome is what is known of one step.
@@ -92,6 +97,9 @@ type StepOutcome struct {
 	// Err is the error of the last attempt in this process, for errors.Is and
 	// errors.As; nil if there was none.
 	Err error
+	// Hints are remarks for the user beside Kargo's Message: where in which file
+	// a violation is, names that may have been meant.
+	Hints []string
 }
 
 // Observer is told what happens while it happens. Its methods are called one

@@ -1,10 +1,15 @@
 package runner
 
 import (
+	"crypto/rand"
 	"errors"
+	"fmt"
+	"strings"
 	"time"
 
-	"github.com/stepd/stepd/runner/expr"
+	"github.com/oklog/ulid/v2"
+
+	"github.com/stepd/stepd/internal/nearname"
 	"github.com/stepd/stepd/runner/kargoapi"
 	"github.com/stepd/stepd/runner/load"
 	"github.com/stepd/stepd/steps"
@@ -14,48 +19,369 @@ import (
 // taken from the documents where they are unambiguous.
 type Options struct {
 	// Stage or Task selects a document by name. At most one is set; neither
-	// selects the only Stage, or else the only task.
+	// selects the Promotion document's Stage, the only Stage, or the only task.
 	Stage string
 	Task  string
 	// Project is the namespace; default: the documents'.
 	Project string
-	// StageName is ctx.stage for a task that runs without a Stage.
+	// StageName is ctx.stage for a task that runs without a Stage; default
+	// DefaultStageName.
 	StageName string
 	// PromotionName is ctx.promotion; default: the Promotion document's, or
-	// one made the way Kargo makes it.
+	// one made the way Kargo makes it. It also selects among several Promotion
+	// documents.
 	PromotionName string
 	// Actor is ctx.meta.promotion.actor; default: the Promotion document's.
 	Actor string
+	// Rollback is ctx.meta.promotion.rollback; a Promotion document may set it
+	// too.
+	Rollback bool
 	// UIBaseURL is ctx.uiBaseUrl.
 	UIBaseURL string
-	// Freight names the target Freight among the documents; default: the
-	// Promotion document's, or the only one.
+	// Freight is the name or alias of the target Freight among the documents;
+	// default: the Promotion document's, or the only one.
 	Freight string
 	// Images and Commits are laid into the target Freight, or make one, with
-	// a Warehouse that subscribes to them.
+	// a Warehouse that subscribes to them where there is none.
 	Images  []steps.Image
 	Commits []steps.GitCommit
 	// Vars come after the Stage's own and so win over them. For a task they
 	// count as given by the referencing step.
 	Vars []kargoapi.Variable
+	// SharedNamespace is where shared ConfigMaps and Secrets are; default
+	// DefaultSharedNamespace.
+	SharedNamespace string
 	// Now is used for the promotion's name; zero is the current time.
 	Now time.Time
 }
+
+// Names used where documents and options give none.
+const (
+	DefaultProject   = "default"
+	DefaultStageName = "local"
+)
 
 // Resolved is a promotion ready to run, but for its WorkDir.
 type Resolved struct {
 	Promotion Promotion
 	// Data serves expression functions from the documents, and from the
 	// Freight and Warehouse that Options made.
-	Data expr.Data
+	Data *DocumentData
+	// Document is the Stage or task that was selected.
+	Document *load.Document
 	// Warnings tell what was assumed.
 	Warnings []load.Warning
 }
 
 // Resolve makes a Promotion of documents the way Kargo's admission does: it
-// applies the CRDs' and the webhooks' rules, collects vars and Freight, and
-// inflates tasks. What Kargo refuses is refused, with positions, as
-// load.Errors.
+// applies the rules of CRDs and webhooks, collects vars and Freight, and
+// inflates tasks. What Kargo refuses is refused, where a document is to blame
+// as load.Errors.
+//
+// A task runs as the only step, {task: {name: …}}, of a Stage made up for it,
+// whose Warehouses are those the Freight comes from.
 func Resolve(set *load.Set, o Options) (*Resolved, error) {
-	return nil, errors.ErrUnsupported
+	r := &resolver{set: set, o: o}
+	if err := r.resolve(); err != nil {
+		return nil, err
+	}
+	return &Resolved{Promotion: r.p, Data: r.data, Document: r.doc, Warnings: r.warnings}, nil
+}
+
+type resolver struct {
+	set      *load.Set
+	o        Options
+	p        Promotion
+	data     *DocumentData
+	warnings []load.Warning
+
+	// doc is the selected document; stage is nil if it is a task.
+	doc       *load.Document
+	stage     *kargoapi.Stage
+	promotion *kargoapi.Promotion
+}
+
+func (r *resolver) resolve() error {
+	if err := r.selectDocument(); err != nil {
+		return err
+	}
+	if errs := Admit(r.doc); len(errs) > 0 {
+		return errs
+	}
+	r.data = NewDocumentData(r.set, r.p.Project, r.o.SharedNamespace)
+	template, err := r.template()
+	if err != nil {
+		return err
+	}
+	freight, err := r.targetFreight()
+	if err != nil {
+		return err
+	}
+	r.collectFreight(freight)
+	r.metadata(freight)
+	r.p.Steps, err = Inflate(template, r.p.Vars, r.lookup)
+	if err != nil {
+		return fmt.Errorf("failed to inflate Promotion steps: %w", err)
+	}
+	return nil
+}
+
+func (r *resolver) warn(at load.Position, format string, args ...any) {
+	r.warnings = append(r.warnings, load.Warning{Position: at, Message: fmt.Sprintf(format, args...)})
+}
+
+// selectDocument finds the Stage or task to run, and the Promotion document
+// that asks for it if there is one. It settles the project.
+func (r *resolver) selectDocument() error {
+	if r.o.Stage != "" && r.o.Task != "" {
+		return errors.New("cannot run both a Stage and a task: name one of them")
+	}
+	stages := r.inProject(load.Of[*kargoapi.Stage](r.set))
+	tasks := append(r.inProject(load.Of[*kargoapi.PromotionTask](r.set)), load.Of[*kargoapi.ClusterPromotionTask](r.set)...)
+	if r.o.Task == "" {
+		if err := r.selectPromotion(); err != nil {
+			return err
+		}
+	}
+	stage := r.o.Stage
+	if stage == "" && r.promotion != nil {
+		stage = r.promotion.Spec.Stage
+	}
+	var err error
+	switch {
+	case r.o.Task != "":
+		r.doc, err = named("task", tasks, r.o.Task)
+	case stage != "":
+		r.doc, err = named("Stage", stages, stage)
+	case len(stages) > 0:
+		r.doc, err = only("Stage", "--stage", stages)
+	case len(tasks) > 0:
+		r.doc, err = only("task", "--task", tasks)
+	default:
+		err = errors.New("nothing to run: the documents hold neither a Stage nor a PromotionTask")
+	}
+	if err != nil {
+		return err
+	}
+	r.stage, _ = load.As[*kargoapi.Stage](r.doc)
+	r.p.Project = r.project()
+	return nil
+}
+
+func (r *resolver) inProject(docs []*load.Document) []*load.Document {
+	if r.o.Project == "" {
+		return docs
+	}
+	var in []*load.Document
+	for _, d := range docs {
+		if d.Namespace == "" || d.Namespace == r.o.Project {
+			in = append(in, d)
+		}
+	}
+	return in
+}
+
+// named returns the last document of a name, which is the one that counts when
+// several are applied.
+func named(what string, docs []*load.Document, name string) (*load.Document, error) {
+	names := make([]string, len(docs))
+	for i := len(docs) - 1; i >= 0; i-- {
+		if docs[i].Name == name {
+			return docs[i], nil
+		}
+		names[i] = docs[i].Name
+	}
+	remedy := ""
+	switch near := nearname.Nearest(name, names, 1); {
+	case len(near) > 0:
+		remedy = fmt.Sprintf("; did you mean %q?", near[0])
+	case len(names) > 0:
+		remedy = "; there is " + strings.Join(names, ", ")
+	}
+	return nil, fmt.Errorf("no %s %q among the documents%s", what, name, remedy)
+}
+
+func only(what, flag string, docs []*load.Document) (*load.Document, error) {
+	if len(docs) == 1 {
+		return docs[0], nil
+	}
+	names := make([]string, len(docs))
+	for i, d := range docs {
+		names[i] = d.Name
+	}
+	return nil, fmt.Errorf("%d %ss among the documents; select one with %s: %s",
+		len(docs), what, flag, strings.Join(names, ", "))
+}
+
+// selectPromotion finds the Promotion document that the run stands for.
+func (r *resolver) selectPromotion() error {
+	var found []*load.Document
+	for _, d := range r.inProject(load.Of[*kargoapi.Promotion](r.set)) {
+		p, _ := load.As[*kargoapi.Promotion](d)
+		if r.o.Stage == "" || p.Spec.Stage == r.o.Stage {
+			found = append(found, d)
+		}
+	}
+	if len(found) > 1 && r.o.PromotionName != "" {
+		for _, d := range found {
+			if d.Name == r.o.PromotionName {
+				found = []*load.Document{d}
+				break
+			}
+		}
+	}
+	if len(found) == 0 {
+		return nil
+	}
+	d, err := only("Promotion", "--promotion", found)
+	if err != nil {
+		return err
+	}
+	r.promotion, _ = load.As[*kargoapi.Promotion](d)
+	if len(r.promotion.Spec.Steps) > 0 || len(r.promotion.Spec.Vars) > 0 {
+		r.warn(d.Position("/spec"), "the Promotion's own vars and steps are ignored: "+
+			"Kargo overwrites them with the Stage's when it is created")
+	}
+	return nil
+}
+
+// project is the namespace the promotion runs in.
+func (r *resolver) project() string {
+	switch {
+	case r.o.Project != "":
+		return r.o.Project
+	case r.doc.Namespace != "":
+		return r.doc.Namespace
+	case r.promotion != nil && r.promotion.Namespace != "":
+		return r.promotion.Namespace
+	}
+	if projects := load.Of[*kargoapi.Project](r.set); len(projects) == 1 {
+		return projects[0].Name
+	}
+	found := ""
+	for _, d := range r.set.Documents {
+		if _, isFreight := d.Object.(*kargoapi.Freight); isFreight && d.Namespace != "" {
+			if found != "" && found != d.Namespace {
+				return DefaultProject
+			}
+			found = d.Namespace
+		}
+	}
+	if found != "" {
+		return found
+	}
+	return DefaultProject
+}
+
+// template returns the steps to inflate and settles vars, Stage name and
+// requested Freight.
+func (r *resolver) template() ([]Step, error) {
+	if r.stage == nil {
+		r.p.Stage = r.o.StageName
+		if r.p.Stage == "" {
+			r.p.Stage = DefaultStageName
+		}
+		ref := &kargoapi.PromotionTaskReference{Name: r.doc.Name, Kind: r.doc.Kind}
+		return []Step{{PromotionStep: kargoapi.PromotionStep{Task: ref, Vars: r.o.Vars}}}, nil
+	}
+	s := r.stage
+	r.p.Stage = s.Name
+	r.p.FreightRequests = s.Spec.RequestedFreight
+	if s.Spec.PromotionTemplate == nil || len(s.Spec.PromotionTemplate.Spec.Steps) == 0 {
+		return nil, load.Errors{{
+			Position: r.doc.Position("/spec/promotionTemplate"), Pointer: "/spec/promotionTemplate",
+			Message: fmt.Sprintf("Stage %q in namespace %q defines no promotion steps", s.Name, r.p.Project),
+		}}
+	}
+	t := s.Spec.PromotionTemplate.Spec
+	// Concatenated, not merged: later ones win when they are evaluated.
+	r.p.Vars = append(append(append([]kargoapi.Variable(nil), s.Spec.Vars...), t.Vars...), r.o.Vars...)
+	template := make([]Step, len(t.Steps))
+	for i, step := range t.Steps {
+		template[i] = Step{
+			PromotionStep: step, Document: r.doc,
+			Pointer: load.Pointer("spec", "promotionTemplate", "spec", "steps", i),
+		}
+	}
+	return template, nil
+}
+
+// lookup finds a task among the documents and applies admission's rules to it.
+func (r *resolver) lookup(kind, name string) (*Task, error) {
+	var docs []*load.Document
+	if kind == kargoapi.KindClusterPromotionTask {
+		docs = load.Of[*kargoapi.ClusterPromotionTask](r.set)
+	} else {
+		docs = load.Of[*kargoapi.PromotionTask](r.set)
+	}
+	for i := len(docs) - 1; i >= 0; i-- {
+		d := docs[i]
+		if d.Name != name {
+			continue
+		}
+		if kind == kargoapi.KindPromotionTask && d.Namespace != "" && d.Namespace != r.p.Project && d != r.doc {
+			continue
+		}
+		if errs := Admit(d); len(errs) > 0 {
+			return nil, errs
+		}
+		switch o := d.Object.(type) {
+		case *kargoapi.PromotionTask:
+			return &Task{Spec: o.Spec, Document: d}, nil
+		case *kargoapi.ClusterPromotionTask:
+			return &Task{Spec: o.Spec, Document: d}, nil
+		}
+	}
+	return nil, &TaskNotFoundError{Kind: kind, Name: name}
+}
+
+// metadata settles what ctx says of the promotion itself.
+func (r *resolver) metadata(freight *kargoapi.Freight) {
+	r.p.UIBaseURL, r.p.Actor, r.p.Rollback, r.p.Name = r.o.UIBaseURL, r.o.Actor, r.o.Rollback, r.o.PromotionName
+	if p := r.promotion; p != nil {
+		if r.p.Actor == "" {
+			r.p.Actor = actor(p.Annotations[kargoapi.AnnotationCreateActor])
+		}
+		r.p.Rollback = r.p.Rollback || p.Annotations[kargoapi.AnnotationRollback] == "true"
+		if r.p.Name == "" {
+			r.p.Name = p.Name
+		}
+	}
+	if r.p.Name == "" {
+		now := r.o.Now
+		if now.IsZero() {
+			now = time.Now()
+		}
+		name := ""
+		if freight != nil {
+			name = freight.Name
+		}
+		r.p.Name = PromotionName(r.p.Stage, name, now)
+	}
+}
+
+// actor reads the create-actor annotation: "email:ada@example.com" is
+// ada@example.com; anything but two parts is taken as it is.
+func actor(annotation string) string {
+	if annotation == kargoapi.ActorUnknown {
+		return ""
+	}
+	if parts := strings.Split(annotation, ":"); len(parts) == 2 {
+		return parts[1]
+	}
+	return annotation
+}
+
+// PromotionName makes a name the way Kargo does: <stage>.<ulid>.<freight7>, in
+// lower case, the stage shortened so that it is no longer than 253.
+func PromotionName(stage, freight string, now time.Time) string {
+	id := ulid.MustNew(ulid.Timestamp(now), rand.Reader).String()
+	suffix := "." + id
+	if freight != "" {
+		suffix += "." + freight[:min(7, len(freight))]
+	}
+	if over := len(stage) + len(suffix) - 253; over > 0 {
+		stage = strings.TrimRight(stage[:len(stage)-over], ".-")
+	}
+	return strings.ToLower(stage + suffix)
 }

@@ -45,7 +45,7 @@ const (
 	// AnnotationRollback is "true" on a Promotion that is a rollback.
 	AnnotationRollback = "kargo.akuity.io/rollback"
 	// ActorUnknown is the create-actor value that stands for nobody.
-	ActorUnknown = "unknown"
+	ActorUnknown = "unknown actor"
 )
 
 // New returns a pointer to a zero object of a kind, or nil for a kind or

@@ -1,0 +1,182 @@
+package runner
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"sync"
+
+	"github.com/stepd/stepd/runner/kargoapi"
+	"github.com/stepd/stepd/runner/load"
+)
+
+// DefaultSharedNamespace is the namespace of Kargo's shared resources unless
+// the environment variable SHARED_RESOURCES_NAMESPACE says otherwise.
+const DefaultSharedNamespace = "kargo-shared-resources"
+
+// DocumentData answers expression functions from documents. Metadata written
+// during a run is laid over the documents', which stay as they are. It is safe
+// for concurrent use.
+type DocumentData struct {
+	project string
+	shared  string
+	set     *load.Set
+	// Missing, if set, is told of every object that was asked for and is not
+	// among the documents. Set it before use.
+	Missing func(kind, namespace, name string)
+
+	mu         sync.Mutex
+	warehouses map[string]*kargoapi.Warehouse // by name; hides documents
+	stages     map[string]map[string]json.RawMessage
+	freight    map[string]map[string]json.RawMessage
+	extra      []*kargoapi.Freight
+}
+
+// NewDocumentData returns the data of a set of documents. Namespaced documents
+// that name no namespace belong to project. An empty sharedNamespace is
+// DefaultSharedNamespace.
+func NewDocumentData(set *load.Set, project, sharedNamespace string) *DocumentData {
+	if sharedNamespace == "" {
+		sharedNamespace = DefaultSharedNamespace
+	}
+	return &DocumentData{
+		project: project, shared: sharedNamespace, set: set,
+		warehouses: map[string]*kargoapi.Warehouse{},
+		stages:     map[string]map[string]json.RawMessage{},
+		freight:    map[string]map[string]json.RawMessage{},
+	}
+}
+
+// find returns the document object of a type; the last one wins, as the last
+// of several applied objects does.
+func find[T kargoapi.Object](d *DocumentData, namespace, name string) (found T, ok bool) {
+	for _, doc := range load.Of[T](d.set) {
+		ns := doc.Namespace
+		if ns == "" {
+			ns = d.project
+		}
+		if ns == namespace && doc.Name == name {
+			found, ok = doc.Object.(T)
+		}
+	}
+	return found, ok
+}
+
+func (d *DocumentData) missing(kind, namespace, name string) {
+	if d.Missing != nil {
+		d.Missing(kind, namespace, name)
+	}
+}
+
+// Warehouse implements expr.Data.
+func (d *DocumentData) Warehouse(_ context.Context, project, name string) (*kargoapi.Warehouse, error) {
+	if w, ok := d.warehouses[name]; ok && project == d.project {
+		return w, nil
+	}
+	if w, ok := find[*kargoapi.Warehouse](d, project, name); ok {
+		return w, nil
+	}
+	d.missing(kargoapi.KindWarehouse, project, name)
+	return nil, nil
+}
+
+// ConfigMap implements expr.Data.
+func (d *DocumentData) ConfigMap(_ context.Context, namespace, name string) (map[string]string, error) {
+	if cm, ok := find[*kargoapi.ConfigMap](d, namespace, name); ok {
+		return maps.Clone(cm.Data), nil
+	}
+	d.missing(kargoapi.KindConfigMap, namespace, name)
+	return nil, nil
+}
+
+// SharedConfigMap implements expr.Data.
+func (d *DocumentData) SharedConfigMap(ctx context.Context, name string) (map[string]string, error) {
+	return d.ConfigMap(ctx, d.shared, name)
+}
+
+// Secret implements expr.Data.
+func (d *DocumentData) Secret(_ context.Context, namespace, name string) (map[string][]byte, error) {
+	if s, ok := find[*kargoapi.Secret](d, namespace, name); ok {
+		return s.Values(), nil
+	}
+	d.missing(kargoapi.KindSecret, namespace, name)
+	return nil, nil
+}
+
+// SharedSecret implements expr.Data.
+func (d *DocumentData) SharedSecret(_ context.Context, name string) (map[string][]byte, error) {
+	s, ok := find[*kargoapi.Secret](d, d.shared, name)
+	if ok && s.Labels[kargoapi.LabelCredentialType] == "generic" {
+		return s.Values(), nil
+	}
+	d.missing(kargoapi.KindSecret, d.shared, name)
+	return nil, nil
+}
+
+// FreightMetadata implements expr.Data.
+func (d *DocumentData) FreightMetadata(_ context.Context, project, name string) (map[string]json.RawMessage, error) {
+	var base map[string]json.RawMessage
+	f := d.findFreight(project, name)
+	if f != nil {
+		base = f.Status.Metadata
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return overlaid(base, d.freight[name]), nil
+}
+
+// StageMetadata implements expr.Data.
+func (d *DocumentData) StageMetadata(_ context.Context, project, name string) (map[string]json.RawMessage, error) {
+	var base map[string]json.RawMessage
+	if s, ok := find[*kargoapi.Stage](d, project, name); ok {
+		base = s.Status.Metadata
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return overlaid(base, d.stages[name]), nil
+}
+
+// SetFreightMetadata lays values over a piece of Freight's status.metadata.
+func (d *DocumentData) SetFreightMetadata(_ context.Context, project, name string, values map[string]json.RawMessage) error {
+	if d.findFreight(project, name) == nil {
+		return fmt.Errorf("Freight %q not found in namespace %q", name, project) //nolint:revive // a kind, as Kargo writes it
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.freight[name] = overlaid(d.freight[name], values)
+	return nil
+}
+
+// SetStageMetadata lays values over a Stage's status.metadata.
+func (d *DocumentData) SetStageMetadata(_ context.Context, project, name string, values map[string]json.RawMessage) error {
+	if _, ok := find[*kargoapi.Stage](d, project, name); !ok {
+		return fmt.Errorf("Stage %q not found in namespace %q", name, project) //nolint:revive // a kind, as Kargo writes it
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.stages[name] = overlaid(d.stages[name], values)
+	return nil
+}
+
+func (d *DocumentData) findFreight(project, name string) *kargoapi.Freight {
+	for _, f := range d.extra {
+		if f.Name == name {
+			return f
+		}
+	}
+	f, _ := find[*kargoapi.Freight](d, project, name)
+	return f
+}
+
+func overlaid(base, over map[string]json.RawMessage) map[string]json.RawMessage {
+	if len(base)+len(over) == 0 {
+		return nil
+	}
+	out := maps.Clone(base)
+	if out == nil {
+		out = make(map[string]json.RawMessage, len(over))
+	}
+	maps.Copy(out, over)
+	return out
+}

@@ -1,0 +1,99 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"time"
+
+	"github.com/stepd/stepd/internal/configschema"
+	"github.com/stepd/stepd/steps"
+)
+
+// The wrappers add to a Runner what every step needs and none should repeat.
+// The engine applies them in this order, the first outermost: Redacted,
+// Recovered, Limited, Validated.
+
+// Validated refuses a config that violates the schema the way every Kargo step
+// does: Failed, with a terminal *ConfigError. A nil schema accepts anything.
+func Validated(r steps.Runner, kind string, schema *configschema.Schema) steps.Runner {
+	if schema == nil {
+		return r
+	}
+	return steps.RunnerFunc(func(ctx context.Context, sc *steps.Context) (steps.Result, error) {
+		var config any // an absent config is null, not a nil map
+		if sc.Config != nil {
+			config = sc.Config
+		}
+		if vs := schema.Validate(config); len(vs) > 0 {
+			return steps.Result{Status: steps.Failed}, steps.Terminal(&ConfigError{Kind: kind, Violations: vs})
+		}
+		return r.Run(ctx, sc)
+	})
+}
+
+// ConfigError says how a step's evaluated config violates its schema.
+type ConfigError struct {
+	Kind       string
+	Violations []configschema.Violation
+}
+
+// Error implements error in Kargo's words.
+func (e *ConfigError) Error() string {
+	return fmt.Sprintf("invalid %s config: %s", e.Kind, configschema.Messages(e.Violations))
+}
+
+// Unwrap makes the error a steps.ErrConfig.
+func (e *ConfigError) Unwrap() error { return steps.ErrConfig }
+
+// errAttemptTimeout is what an attempt is cancelled with when its time is up.
+var errAttemptTimeout = errors.New("the step's timeout has elapsed")
+
+// Limited cancels an attempt after limit; zero is no limit. An attempt that
+// ends with an error because of that returns errAttemptTimeout.
+func Limited(r steps.Runner, limit time.Duration) steps.Runner {
+	if limit <= 0 {
+		return r
+	}
+	return steps.RunnerFunc(func(ctx context.Context, sc *steps.Context) (steps.Result, error) {
+		ctx, cancel := context.WithTimeoutCause(ctx, limit, errAttemptTimeout)
+		defer cancel()
+		res, err := r.Run(ctx, sc)
+		if err != nil && errors.Is(context.Cause(ctx), errAttemptTimeout) {
+			err = fmt.Errorf("%w: %w", errAttemptTimeout, err)
+		}
+		return res, err
+	})
+}
+
+// Recovered turns a panic of a step into a terminal error.
+func Recovered(r steps.Runner, log *slog.Logger) steps.Runner {
+	return steps.RunnerFunc(func(ctx context.Context, sc *steps.Context) (res steps.Result, err error) {
+		defer func() {
+			if p := recover(); p != nil {
+				log.ErrorContext(ctx, "step panicked", "step", sc.Alias, "panic", p, "stack", string(debug.Stack()))
+				res = steps.Result{Status: steps.Errored}
+				err = steps.Terminal(fmt.Errorf("step panicked: %v", p))
+			}
+		}()
+		return r.Run(ctx, sc)
+	})
+}
+
+// Redacted removes secrets from a step's message and error. Outputs are data
+// that later steps compute with, and pass as they are.
+func Redacted(r steps.Runner, redactor Redactor) steps.Runner {
+	if redactor == nil {
+		return r
+	}
+	return steps.RunnerFunc(func(ctx context.Context, sc *steps.Context) (steps.Result, error) {
+		res, err := r.Run(ctx, sc)
+		res.Message = redactor.String(res.Message)
+		if err != nil {
+			err = redactor.Error(err)
+		}
+		return res, err
+	})
+}
