@@ -330,12 +330,12 @@ func TestCredentialsAreForOneServer(t *testing.T) {
 // Conformance G11.
 func TestG11Rejected(t *testing.T) {
 	for out, want := range map[string]bool{
-		" ! [remote rejected] HEAD -> main (incorrect old value provided)\n":   true,
-		" ! [rejected]        HEAD -> main (fetch first)\nerror: failed\n":     true,
-		" ! [rejected] HEAD -> main (non-fast-forward)":                        true,
+		" ! [remote rejected] HEAD -> main (incorrect old value provided)\n":    true,
+		" ! [rejected]        HEAD -> main (fetch first)\nerror: failed\n":      true,
+		" ! [rejected] HEAD -> main (non-fast-forward)":                         true,
 		" ! [remote rejected] HEAD -> main (cannot lock ref 'refs/heads/main')": true,
 		" ! [remote rejected] HEAD -> main (pre-receive hook declined)":         false,
-		"fatal: unable to access":                                              false,
+		"fatal: unable to access":                                               false,
 	} {
 		if got := rejected.MatchString(out); got != want {
 			t.Errorf("%q: retryable is %v, want %v", out, got, want)

@@ -1,6 +1,7 @@
 package builtin
 
 import (
+	"github.com/stepd/stepd/internal/argocd"
 	"github.com/stepd/stepd/internal/gitremote"
 	"github.com/stepd/stepd/steps"
 )
@@ -13,18 +14,28 @@ type Edges struct {
 	// GitPolicy is how git-push brings in others' commits; AlwaysRebase if
 	// empty.
 	GitPolicy IntegrationPolicy
+	// ArgoCD has the Applications. Required.
+	ArgoCD argocd.Applications
+	// ArgoCDNamespace is where Applications are unless a step says otherwise
+	// (Kargo's ARGOCD_NAMESPACE); "argocd" if empty.
+	ArgoCDNamespace string
 	// Wait pauses between a step's own attempts; nil waits for real.
 	Wait Wait
 }
 
 // Registrations lists every built-in step on the given edges.
 func Registrations(e Edges) []steps.Registration {
+	if e.ArgoCDNamespace == "" {
+		e.ArgoCDNamespace = "argocd"
+	}
 	return []steps.Registration{
+		ArgoCDUpdate(e.ArgoCD, e.ArgoCDNamespace),
 		ComposeOutput(),
 		Copy(),
 		Fail(),
 		GitClone(e.Git),
 		GitCommit(),
 		GitPush(e.Git, e.GitPolicy, e.Wait),
+		YAMLUpdate(),
 	}
 }

@@ -1,0 +1,236 @@
+package sigverify
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/url"
+	"regexp"
+	"regexp/syntax"
+	"strings"
+
+	"github.com/sigstore/sigstore-go/pkg/fulcio/certificate"
+
+	"github.com/stepd/stepd/internal/ociart"
+)
+
+// IdentitySpec is an identity as written in a config: exactly one of Issuer
+// and IssuerRegExp, and exactly one of Subject and SubjectRegExp.
+type IdentitySpec struct {
+	Issuer, IssuerRegExp   string
+	Subject, SubjectRegExp string
+	Claims                 Claims
+}
+
+// Claims are exact values of a certificate's CI extensions (Fulcio's OID
+// 1.3.6.1.4.1.57264.1). Empty ones are not looked at.
+type Claims struct {
+	// SourceRepository is a URL, or GitHub's owner/name.
+	SourceRepository string
+	SourceRef        string
+	SourceCommit     string
+	// SourceRepositoryOwner is a URL, or the owner's name.
+	SourceRepositoryOwner string
+	// Workflow is the URI of the file that started the run, or the workflow's
+	// name.
+	Workflow string
+	// BuildSignerURI is the workflow file that signed.
+	BuildSignerURI    string
+	Trigger           string
+	RunnerEnvironment string
+}
+
+// Identity is a compiled IdentitySpec. The zero value matches nobody.
+type Identity struct {
+	spec  IdentitySpec
+	match *matchers
+}
+
+type matchers struct{ issuer, subject func(string) bool }
+
+// NewIdentity compiles spec. It refuses specs without issuer or subject, and
+// expressions that would match arbitrary text.
+func NewIdentity(spec IdentitySpec) (Identity, error) {
+	issuer, err := newMatcher("issuer", spec.Issuer, spec.IssuerRegExp)
+	if err != nil {
+		return Identity{}, err
+	}
+	subject, err := newMatcher("subject", spec.Subject, spec.SubjectRegExp)
+	if err != nil {
+		return Identity{}, err
+	}
+	return Identity{spec: spec, match: &matchers{issuer, subject}}, nil
+}
+
+func newMatcher(field, exact, expr string) (func(string) bool, error) {
+	switch {
+	case exact == "" && expr == "":
+		return nil, fmt.Errorf("an identity needs %s or %sRegExp", field, field)
+	case exact != "" && expr != "":
+		return nil, fmt.Errorf("an identity has either %s or %sRegExp", field, field)
+	case exact != "":
+		return func(s string) bool { return s == exact }, nil
+	}
+	// Compiled by itself first: an unbalanced expression could otherwise close
+	// the group that anchors it.
+	parsed, err := syntax.Parse(expr, syntax.Perl)
+	if err != nil {
+		return nil, fmt.Errorf("%sRegExp is not an RE2 expression: %w", field, err)
+	}
+	re, err := regexp.Compile(`\A(?:` + expr + `)\z`)
+	if err != nil {
+		return nil, fmt.Errorf("%sRegExp is not an RE2 expression: %w", field, err)
+	}
+	if literals(parsed) < minLiterals {
+		return nil, fmt.Errorf("%sRegExp %s matches arbitrary text: write out who the signer is", field, ociart.Quote(expr))
+	}
+	for _, s := range strangers {
+		if re.MatchString(s) {
+			return nil, fmt.Errorf("%sRegExp %s matches strangers, for example %s: write out who the signer is", field, ociart.Quote(expr), s)
+		}
+	}
+	return re.MatchString, nil
+}
+
+// minLiterals is how many characters an expression must fix at least.
+const minLiterals = 4
+
+// literals counts the characters that every match of an expression has in the
+// same way: what an expression pins down.
+func literals(re *syntax.Regexp) int {
+	switch re.Op {
+	case syntax.OpLiteral:
+		return len(re.Rune)
+	case syntax.OpCapture, syntax.OpPlus:
+		return literals(re.Sub[0])
+	case syntax.OpRepeat:
+		return min(re.Min, 64) * literals(re.Sub[0])
+	case syntax.OpConcat:
+		n := 0
+		for _, s := range re.Sub {
+			n += literals(s)
+		}
+		return n
+	case syntax.OpAlternate:
+		n := literals(re.Sub[0])
+		for _, s := range re.Sub[1:] {
+			n = min(n, literals(s))
+		}
+		return n
+	default:
+		return 0
+	}
+}
+
+// strangers are issuers and subjects that nobody means to trust: an expression
+// that matches one of them matches anybody who can sign up somewhere.
+var strangers = func() []string {
+	const s = "q7x2zk9v4jw"
+	var out []string
+	for _, host := range []string{s + ".example", s + ".com", "github.com/" + s, "gitlab.com/" + s, "bitbucket.org/" + s, "token." + s + ".io"} {
+		out = append(out, host, "https://"+host, "http://"+host, "https://"+host+"/"+s,
+			"https://"+host+"/"+s+"/.github/workflows/"+s+".yaml@refs/heads/main",
+			"https://"+host+"/"+s+"/.github/workflows/"+s+".yml@refs/tags/v1.2.0",
+			"https://"+host+"/"+s+"/.github/workflows/release.yml@refs/heads/main",
+			"https://"+host+"/"+s+"/.github/workflows/publish.yaml@refs/tags/v1.2.0",
+			"https://"+host+"/"+s+"//.gitlab-ci.yml@refs/heads/main")
+	}
+	for _, domain := range []string{"gmail.com", "example.com", s + ".com", "users.noreply.github.com"} {
+		out = append(out, s+"@"+domain)
+	}
+	return append(out, s, "\n"+s)
+}()
+
+// check tells why a certificate is not this identity's; nil if it is.
+func (id Identity) check(cert certificate.Summary) error {
+	if id.match == nil {
+		return errors.New("the identity names nobody")
+	}
+	if !id.match.issuer(cert.Issuer) {
+		return fmt.Errorf("the issuer is %s, expected %s", ociart.Quote(cert.Issuer), expected(id.spec.Issuer, id.spec.IssuerRegExp))
+	}
+	if !id.match.subject(cert.SubjectAlternativeName) {
+		return fmt.Errorf("the subject is %s, expected %s", ociart.Quote(cert.SubjectAlternativeName), expected(id.spec.Subject, id.spec.SubjectRegExp))
+	}
+	c := id.spec.Claims
+	for _, claim := range []struct {
+		name, want string
+		have       []string
+	}{
+		{"sourceRepository", c.SourceRepository, short(c.SourceRepository, cert.SourceRepositoryURI, cert.GithubWorkflowRepository)},
+		{"sourceRef", c.SourceRef, []string{cert.SourceRepositoryRef, cert.GithubWorkflowRef}},
+		{"sourceCommit", c.SourceCommit, []string{cert.SourceRepositoryDigest, cert.GithubWorkflowSHA}},
+		{"sourceRepositoryOwner", c.SourceRepositoryOwner, short(c.SourceRepositoryOwner, cert.SourceRepositoryOwnerURI, urlPath(cert.SourceRepositoryOwnerURI))},
+		{"workflow", c.Workflow, short(c.Workflow, cert.BuildConfigURI, cert.GithubWorkflowName)},
+		{"buildSignerURI", c.BuildSignerURI, []string{cert.BuildSignerURI}},
+		{"trigger", c.Trigger, []string{cert.BuildTrigger, cert.GithubWorkflowTrigger}},
+		{"runnerEnvironment", c.RunnerEnvironment, []string{cert.RunnerEnvironment}},
+	} {
+		if claim.want == "" {
+			continue
+		}
+		// The newer extension is the one that counts when there is one.
+		have := claim.have[0]
+		if have == "" && len(claim.have) > 1 {
+			have = claim.have[1]
+		}
+		if have != claim.want {
+			return fmt.Errorf("the certificate's %s is %s, expected %s", claim.name, ociart.Quote(have), ociart.Quote(claim.want))
+		}
+	}
+	return nil
+}
+
+// short picks what a claim is compared with: the URI, or for a value that is
+// not one the short name.
+func short(want, uri, name string) []string {
+	if strings.Contains(want, "://") {
+		return []string{uri}
+	}
+	return []string{name}
+}
+
+func urlPath(s string) string {
+	u, err := url.Parse(s)
+	if err != nil {
+		return ""
+	}
+	return strings.Trim(u.Path, "/")
+}
+
+func expected(exact, expr string) string {
+	if exact != "" {
+		return ociart.Quote(exact)
+	}
+	return "a match of " + ociart.Quote(expr)
+}
+
+// describe is the identity for messages.
+func (id Identity) describe() string {
+	return expected(id.spec.Subject, id.spec.SubjectRegExp) + " according to " + expected(id.spec.Issuer, id.spec.IssuerRegExp)
+}
+
+// oneName refuses certificates whose subject is ambiguous: sigstore-go looks
+// at the first URI or e-mail address only, and an authority of one's own may
+// issue certificates with several. The issuer extensions must agree likewise.
+func oneName(cert *x509.Certificate) error {
+	n := len(cert.URIs) + len(cert.EmailAddresses) + len(cert.DNSNames) + len(cert.IPAddresses)
+	if n > 1 {
+		return fmt.Errorf("the certificate has %d subject alternative names, expected one", n)
+	}
+	var old, current string
+	for _, e := range cert.Extensions {
+		switch {
+		case e.Id.Equal(certificate.OIDIssuer): //nolint:staticcheck // still written beside its successor
+			old = string(e.Value)
+		case e.Id.Equal(certificate.OIDIssuerV2):
+			if err := certificate.ParseDERString(e.Value, &current); err != nil {
+				return fmt.Errorf("the certificate's issuer extension is malformed: %w", err)
+			}
+		}
+	}
+	if old != "" && current != "" && old != current {
+		return errors.New("the certificate names two different OIDC issuers")
+	}
+	return nil
+}
