@@ -147,7 +147,7 @@ func TestError(t *testing.T) {
 	if strings.Contains(fmt.Sprintf("%v %s %+v", err, err, err), "tok-") {
 		t.Error("a verb prints the secret")
 	}
-	if clean := errors.New("clean"); r.Error(clean) != clean {
+	if clean := errors.New("clean"); !errors.Is(r.Error(clean), clean) || strings.Contains(fmt.Sprintf("%T", r.Error(clean)), "masked") {
 		t.Error("an error without a secret is not the same any more")
 	}
 	if r.Error(nil) != nil {

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"encoding/json"
+	"testing"
+
+	"github.com/stepd/stepd/internal/configschema"
+	"github.com/stepd/stepd/internal/sharedata"
+
+	"os"
+
+	"sigs.k8s.io/yaml"
+)
+
+func compileDocumentSchema(t *testing.T, kind string) *configschema.Schema {
+	t.Helper()
+	doc, err := documentSchema(kind)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := json.Marshal(doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := configschema.Compile(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestDocumentSchema(t *testing.T) {
+	task := func(steps string) string {
+		return "{apiVersion: kargo.akuity.io/v1alpha1, kind: PromotionTask, metadata: {name: t}, spec: {steps: " + steps + "}}"
+	}
+	cases := map[string]struct {
+		reason string
+		doc    string
+		valid  bool
+	}{
+		"Literal":          {reason: "a plain step", doc: task(`[{uses: copy, config: {inPath: a, outPath: b}}]`), valid: true},
+		"Template":         {reason: "an expression may stand for a number", doc: task(`[{uses: git-push, config: {path: a, maxAttempts: "${{ vars.n }}"}}]`), valid: true},
+		"TextForNumber":    {reason: "other text may not", doc: task(`[{uses: git-push, config: {path: a, maxAttempts: "many"}}]`)},
+		"UnknownField":     {reason: "the config of a known step is closed", doc: task(`[{uses: copy, config: {inPath: a, outPaht: b}}]`)},
+		"UnknownKind":      {reason: "plugins bring steps of their own", doc: task(`[{uses: my-step, config: {a: 1}}]`), valid: true},
+		"ReservedAlias":    {reason: "Kargo refuses it", doc: task(`[{uses: copy, as: step-1, config: {inPath: a, outPath: b}}]`)},
+		"TaskInTask":       {reason: "tasks do not nest", doc: task(`[{task: {name: x}}]`)},
+		"NumericVariable":  {reason: "values of variables are text", doc: task(`[{uses: copy, vars: [{name: a, value: 1}], config: {inPath: a, outPath: b}}]`)},
+		"NoSteps":          {reason: "a task has steps", doc: task(`[]`)},
+		"UnknownStepField": {reason: "a misspelt key of a step", doc: task(`[{uses: copy, confg: {}}]`)},
+	}
+	s := compileDocumentSchema(t, "PromotionTask")
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			var v any
+			if err := yaml.Unmarshal([]byte(tc.doc), &v); err != nil {
+				t.Fatal(err)
+			}
+			if vs := s.Validate(v); (len(vs) == 0) != tc.valid {
+				t.Errorf("%s: %v", tc.reason, vs)
+			}
+		})
+	}
+}
+
+func TestStageSchemaAcceptsTaskReferences(t *testing.T) {
+	var v any
+	doc := `{apiVersion: kargo.akuity.io/v1alpha1, kind: Stage, metadata: {name: s}, spec: {requestedFreight: [{origin: {kind: Warehouse, name: w}}],
+		promotionTemplate: {spec: {steps: [{task: {name: t}, as: x, vars: [{name: a, value: b}]}, {uses: fail, config: {message: stop}}]}}}}`
+	if err := yaml.Unmarshal([]byte(doc), &v); err != nil {
+		t.Fatal(err)
+	}
+	if vs := compileDocumentSchema(t, "Stage").Validate(v); len(vs) > 0 {
+		t.Error(vs)
+	}
+}
+
+func TestArticleTaskHasOneSchemaError(t *testing.T) {
+	text, err := os.ReadFile(sharedata.Path(t, "inputs", "article-promotiontask.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var v any
+	if err := yaml.Unmarshal(text, &v); err != nil {
+		t.Fatal(err)
+	}
+	vs := compileDocumentSchema(t, "PromotionTask").Validate(v)
+	for _, x := range vs {
+		if x.Property == "desiredCommit" {
+			return
+		}
+	}
+	t.Errorf("desiredCommit was not refused: %v", vs)
+}

@@ -1,0 +1,11 @@
+package main
+
+import "github.com/spf13/cobra"
+
+// verbs returns stepd's sub-commands.
+func verbs(a *app) []*cobra.Command {
+	return []*cobra.Command{
+		newSchemaCommand(a),
+		newVersionCommand(a),
+	}
+}
