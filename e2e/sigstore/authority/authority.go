@@ -59,8 +59,8 @@ func Start() (*Authority, error) {
 func (a *Authority) Close() { a.log.Close() }
 
 // TrustedRoot returns the authority's trusted_root.json.
-func (a *Authority) TrustedRoot() ([]byte, error) {
-	chains, err := a.ca.TrustBundle(context.Background())
+func (a *Authority) TrustedRoot(ctx context.Context) ([]byte, error) {
+	chains, err := a.ca.TrustBundle(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the trust bundle: %w", err)
 	}

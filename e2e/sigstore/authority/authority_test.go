@@ -46,7 +46,7 @@ func TestCosignAcceptsTheAuthority(t *testing.T) {
 	if err := artifact.AttachBundle(ctx, repository, manifest, bundle, authority.SignPredicate); err != nil {
 		t.Fatal(err)
 	}
-	trusted, err := auth.TrustedRoot()
+	trusted, err := auth.TrustedRoot(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
