@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/stepd/stepd/e2e/sandbox"
+	"github.com/stepd/stepd/e2e/tools"
 )
 
 func main() {
@@ -40,8 +41,12 @@ func inTemporaryDir(f func(dir string) error) error {
 // demo is the whole story, told to out.
 func demo(ctx context.Context, out io.Writer, dir string) error {
 	t := &teller{out: out}
-	t.chapter("Start a registry, a git server and a private Sigstore on loopback, and build stepd")
-	s, err := sandbox.Start(ctx, dir)
+	t.chapter("Build stepd; start a registry, a git server and a private Sigstore on loopback")
+	stepd, err := tools.Stepd(ctx, dir)
+	if err != nil {
+		return err
+	}
+	s, err := sandbox.Start(ctx, dir, stepd)
 	if err != nil {
 		return err
 	}

@@ -51,10 +51,10 @@ type Sandbox struct {
 	trustedRoot string
 }
 
-// Start builds stepd, starts the servers with their files in dir, and fills
-// the gitops repository. Close it.
-func Start(ctx context.Context, dir string) (_ *Sandbox, err error) {
-	s := &Sandbox{Dir: dir, trustedRoot: filepath.Join(dir, "trusted_root.json")}
+// Start starts the servers with their files in dir, and fills the gitops
+// repository. Commands will run the stepd binary at the given path. Close it.
+func Start(ctx context.Context, dir, stepd string) (_ *Sandbox, err error) {
+	s := &Sandbox{Dir: dir, Stepd: stepd, trustedRoot: filepath.Join(dir, "trusted_root.json")}
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -65,9 +65,6 @@ func Start(ctx context.Context, dir string) (_ *Sandbox, err error) {
 		if err := os.Mkdir(d, 0o700); err != nil {
 			return nil, fmt.Errorf("cannot make a folder: %w", err)
 		}
-	}
-	if s.Stepd, err = tools.Stepd(ctx, dir); err != nil {
-		return nil, err
 	}
 	s.Registry = registry.Start(registry.WithReferrers())
 	if s.Authority, err = authority.Start(); err != nil {
