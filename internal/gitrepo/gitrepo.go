@@ -156,7 +156,9 @@ type Dialer interface {
 	Dial(ctx context.Context, t Target) (Remote, error)
 }
 
-var scpLike = regexp.MustCompile(`^(?:([^@/\s]+)@)?([A-Za-z0-9.\-]+|\[[0-9a-fA-F:]+\]):([^/].*|/.*)$`)
+
+// scpLike matches git's short form of an SSH URL.
+var scpLike = regexp.MustCompile(`^(?:([^@/\s]+)@)?([A-Za-z0-9.\-]+|\[[0-9a-fA-F:]+\]):(.+)$`)
 
 // parseURL splits a repository URL into an absolute URL without userinfo and
 // the user and password that were in it.
@@ -186,34 +188,4 @@ func parseURL(raw string) (u *url.URL, user, password string, err error) {
 		return nil, "", "", &URLError{Reason: fmt.Sprintf("scheme %q is none of https, http, ssh", u.Scheme)}
 	}
 	return u, user, password, nil
-}
-
-// NormalizeURL returns the form of a repository URL under which two spellings
-// of the same repository compare equal. It is Kargo's (pkg/urls/git.go): lower
-// case, no userinfo over HTTP, no trailing slash, no ".git", SCP form as
-// ssh://. It is for comparison only.
-func NormalizeURL(raw string) string {
-	s := strings.ToLower(strings.TrimSpace(strings.Map(func(r rune) rune {
-		if r < 0x20 || r == 0x7f {
-			return -1
-		}
-		return r
-	}, raw)))
-	if !strings.Contains(s, "://") {
-		if m := scpLike.FindStringSubmatch(s); m != nil {
-			user := m[1]
-			if user != "" {
-				user += "@"
-			}
-			s = "ssh://" + user + m[2] + "/" + strings.TrimPrefix(m[3], "/")
-		}
-	}
-	u, err := url.Parse(s)
-	if err != nil || u.RawQuery != "" {
-		return s
-	}
-	if u.Scheme == "http" || u.Scheme == "https" {
-		u.User = nil
-	}
-	return strings.TrimSuffix(strings.TrimSuffix(u.String(), "/"), ".git")
 }

@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/stepd/stepd/internal/effects"
+	"github.com/stepd/stepd/internal/repourl"
 )
 
 // Recording is a Dialer whose remotes read through another's and keep pushes to
@@ -53,7 +54,7 @@ func (r *recordingRemote) Refs(ctx context.Context, branches ...string) (Refs, e
 	refs.Heads = maps.Clone(refs.Heads)
 	r.d.mu.Lock()
 	defer r.d.mu.Unlock()
-	ours := r.d.heads[NormalizeURL(r.URL())]
+	ours := r.d.heads[repourl.Git(r.URL())]
 	for _, b := range branches {
 		if id, ok := ours[b]; ok {
 			refs.Heads[b] = id
@@ -221,7 +222,7 @@ func (r *recordingRemote) keep(p Push) {
 			}
 		}
 	}
-	key := NormalizeURL(r.URL())
+	key := repourl.Git(r.URL())
 	if r.d.heads[key] == nil {
 		r.d.heads[key] = map[string]Hash{}
 	}
