@@ -156,6 +156,7 @@ func (l *loader) syntax(file string, p part, err error) {
 		e := &Error{Position: Position{File: file, Line: p.line + 1}, Message: "not valid YAML: " + msg, Err: err}
 		if m := lineInText.FindStringSubmatch(msg); m != nil {
 			n, _ := strconv.Atoi(m[1])
+			n = min(n, bytes.Count(p.text, []byte("\n"))+1) // the parser may count past the end
 			e.Line, e.Message = p.line+n, "not valid YAML: "+m[2]
 		} else {
 			e.Message = "not valid YAML: " + strings.TrimPrefix(msg, "yaml: ")

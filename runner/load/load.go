@@ -171,12 +171,12 @@ type part struct {
 func split(text []byte) []part {
 	var parts []part
 	start, startLine, line := 0, 0, 0
-	content := false
+	content, marked := false, false
 	flush := func(end, next, nextLine int) {
 		if content {
 			parts = append(parts, part{text: text[start:end], line: startLine})
 		}
-		start, startLine, content = next, nextLine, false
+		start, startLine, content, marked = next, nextLine, false, false
 	}
 	for pos := 0; pos < len(text); line++ {
 		end := len(text)
@@ -186,9 +186,10 @@ func split(text []byte) []part {
 		l := bytes.TrimRight(text[pos:end], "\r\n")
 		switch {
 		case isMarker(l, "---"):
-			if content {
+			if content || marked {
 				flush(pos, pos, line)
 			}
+			marked = true
 			content = len(bytes.TrimSpace(stripComment(l[3:]))) > 0
 		case isMarker(l, "..."):
 			flush(pos, end, line+1)
