@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"os"
+
+	"github.com/spf13/pflag"
+
+	"github.com/stepd/stepd/internal/argocd"
+	"github.com/stepd/stepd/internal/credentials"
+	"github.com/stepd/stepd/internal/effects"
+	"github.com/stepd/stepd/internal/gitremote"
+	"github.com/stepd/stepd/internal/redact"
+	"github.com/stepd/stepd/internal/verification"
+	"github.com/stepd/stepd/runner"
+	"github.com/stepd/stepd/runner/kargoapi"
+	"github.com/stepd/stepd/runner/load"
+	"github.com/stepd/stepd/schemas"
+	"github.com/stepd/stepd/steps"
+	"github.com/stepd/stepd/steps/builtin"
+)
+
+// edges are the ways out of a local run: the registry of steps built on them,
+// and what they leave behind. Everything below newEdges works the same in a
+// dry run; here alone live and recording edges are told apart.
+type edges struct {
+	registry     *runner.Registry
+	capabilities steps.Capabilities
+	effects      *effects.Log
+	ledger       verification.Ledger
+	closers      []func() error
+}
+
+// edgeFlags are the settings of edges.
+type edgeFlags struct{}
+
+func (f *edgeFlags) add(*pflag.FlagSet) {}
+
+// newEdges makes the edges of one run. Credentials are made known to the
+// redactor, and to stateSecrets, before a step gets them.
+func newEdges(a *app, _ edgeFlags, live bool, set *load.Set, stateSecrets *redact.Redactor) (*edges, error) {
+	e := &edges{effects: &effects.Log{}, ledger: &verification.Memory{}}
+	source := stateSecrets.Credentials(a.redactor.Credentials(credentials.Chain(
+		credentials.FromSecrets(secretsOf(set), credentials.SecretOptions{
+			SharedNamespace: sharedNamespace(), AllowHTTP: os.Getenv("ALLOW_CREDENTIALS_OVER_HTTP") == "true",
+		}),
+		credentials.Local(credentials.LocalOptions{}),
+	)))
+	e.capabilities = steps.Capabilities{Credentials: source}
+
+	b := builtin.Edges{ArgoCDNamespace: os.Getenv("ARGOCD_NAMESPACE"), GitPolicy: builtin.IntegrationPolicy(os.Getenv("GIT_PUSH_INTEGRATION_POLICY"))}
+	if live {
+		b.Git = gitremote.Live(e.effects)
+	} else {
+		scratch := gitremote.NewScratch(e.effects)
+		e.closers = append(e.closers, scratch.Close)
+		b.Git = scratch
+	}
+	b.ArgoCD = argocd.NewRecorder(e.effects, live)
+
+	registry, err := runner.NewRegistry(builtin.Registrations(b)...)
+	if err != nil {
+		return nil, err
+	}
+	e.registry = registry
+	return e, nil
+}
+
+func (e *edges) close(a *app) {
+	for _, c := range e.closers {
+		if err := c(); err != nil {
+			a.statusf("warning: cannot clean up: %v", err)
+		}
+	}
+}
+
+// sharedNamespace is where Kargo has shared Secrets and ConfigMaps.
+func sharedNamespace() string { return os.Getenv("SHARED_RESOURCES_NAMESPACE") }
+
+// secretsOf lists the Secrets among the documents by namespace; one without a
+// namespace is in all of them.
+func secretsOf(set *load.Set) func(context.Context, string) ([]credentials.Secret, error) {
+	return func(_ context.Context, namespace string) ([]credentials.Secret, error) {
+		var out []credentials.Secret
+		for _, d := range load.Of[*kargoapi.Secret](set) {
+			if d.Namespace != "" && d.Namespace != namespace {
+				continue
+			}
+			s, _ := load.As[*kargoapi.Secret](d)
+			out = append(out, credentials.Secret{Name: s.Name, Labels: s.Labels, Data: s.Values()})
+		}
+		return out, nil
+	}
+}
+
+// stepKinds returns a registry that describes every kind of step but has no
+// edges: enough to check configs with.
+func stepKinds() (*runner.Registry, error) {
+	var regs []steps.Registration
+	for _, kind := range schemas.Kinds() {
+		reg := steps.Registration{Name: kind, New: func(steps.Capabilities) steps.Runner { return nil }}
+		reg.ConfigSchema, _ = schemas.Config(kind)
+		regs = append(regs, reg)
+	}
+	return runner.NewRegistry(regs...)
+}

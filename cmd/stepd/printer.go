@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/stepd/stepd/internal/verification"
+	"github.com/stepd/stepd/runner"
+	"github.com/stepd/stepd/steps"
+)
+
+// printer is the runner.Observer of `stepd run`: a line per step as it ends,
+// and what was verified. The rest of the text report follows with finish.
+type printer struct {
+	app *app
+	// out gets the step lines.
+	out       io.Writer
+	ledger    verification.Ledger
+	promotion runner.Promotion
+	now       func() time.Time
+	started   map[int]time.Time
+	waiting   int
+}
+
+func newPrinter(a *app, out io.Writer, ledger verification.Ledger, p runner.Promotion) *printer {
+	return &printer{app: a, out: out, ledger: ledger, promotion: p, now: time.Now, started: map[int]time.Time{}, waiting: -1}
+}
+
+// StepStarted implements runner.Observer.
+func (p *printer) StepStarted(i int, _ *runner.Step) {
+	if _, again := p.started[i]; !again {
+		p.started[i] = p.now()
+	}
+}
+
+// StepFinished implements runner.Observer.
+func (p *printer) StepFinished(i int, step *runner.Step, o runner.StepOutcome) {
+	took := ""
+	if at, ok := p.started[i]; ok {
+		took = "  " + rounded(p.now().Sub(at))
+	}
+	p.printf("%-9s  %s  (%s)%s\n", o.Status, o.Alias, o.Uses, took)
+	if o.Message != "" {
+		p.printf("%s\n", indent(o.Message))
+	}
+	if o.Status == steps.Failed || o.Status == steps.Errored {
+		if at := step.Position("").String(); at != "" {
+			p.printf("           at %s\n", at)
+		}
+	}
+	p.signer(o.Alias)
+}
+
+// StepWaiting implements runner.Observer.
+func (p *printer) StepWaiting(i int, _ *runner.Step, o runner.StepOutcome, wait time.Duration) {
+	if p.waiting == i && o.Err == nil {
+		return // one line is enough for a poll
+	}
+	p.waiting = i
+	why := o.Message
+	if why != "" {
+		why = ": " + why
+	}
+	p.app.statusf("%s (%s) is %s, next attempt in %s%s", printable(o.Alias), printable(o.Uses), o.Status, wait, printable(why))
+}
+
+// signer prints what was verified by the step, from stepd's own ledger: an
+// output can be written by any step.
+func (p *printer) signer(alias string) {
+	rec, err := p.ledger.Get(context.Background(), verification.Key{
+		Project: p.promotion.Project, Promotion: p.promotion.Name, Alias: alias,
+	})
+	var absent *verification.NotFoundError
+	if err != nil {
+		if !errors.As(err, &absent) {
+			p.app.statusf("cannot read what was verified: %v", err)
+		}
+		return
+	}
+	p.printf("           verified %s@%s\n", rec.Repository, rec.Digest)
+	s := rec.Signer
+	for _, line := range []struct{ name, value string }{
+		{"signer", s.Subject}, {"issuer", s.Issuer}, {"public key", s.KeyID},
+		{"source", strings.TrimSpace(s.SourceRepository + " " + s.SourceRef)}, {"commit", s.SourceCommit}, {"run", s.RunURL},
+	} {
+		if line.value != "" {
+			p.printf("           %-10s %s\n", line.name, line.value)
+		}
+	}
+	if !s.SignedAt.IsZero() {
+		p.printf("           %-10s %s (%s)\n", "signed at", s.SignedAt.UTC().Format(time.RFC3339), s.TimeSource)
+	}
+}
+
+// finish prints the effects and the outcome.
+func (p *printer) finish(r report, took time.Duration) {
+	for _, c := range r.Commits {
+		p.printf("\ncommit %s on %s of %s  %s\n", short(c.Commit), c.Branch, c.RepoURL, done(c.Pushed, "pushed", "not pushed: dry run"))
+		for line := range strings.Lines(strings.TrimSpace(c.Message)) {
+			p.printf("    %s", strings.TrimSuffix(line, "\n")+"\n")
+		}
+		p.printf("\n%s", c.Diff)
+		if c.Diff != "" && !strings.HasSuffix(c.Diff, "\n") {
+			p.printf("\n")
+		}
+	}
+	if len(r.Syncs)+len(r.Requests) > 0 {
+		p.printf("\n")
+	}
+	for _, s := range r.Syncs {
+		revisions := ""
+		if len(s.Revisions) > 0 {
+			revisions = " to " + strings.Join(s.Revisions, ", ")
+		}
+		p.printf("Application %s/%s%s  %s\n", s.Namespace, s.Name, revisions, done(s.Done, "synced", "not synced: dry run"))
+	}
+	for _, q := range r.Requests {
+		p.printf("%s %s  %s\n", q.Kind, q.Target, done(q.Done, "done", "not done: dry run"))
+	}
+	mode := "dry run"
+	if r.Live {
+		mode = "live"
+	}
+	p.printf("\n%s in %s (%s)", r.Phase, rounded(took), mode)
+	if r.Message != "" {
+		p.printf(": %s", r.Message)
+	}
+	p.printf("\n")
+}
+
+func (p *printer) printf(format string, args ...any) {
+	text := p.app.redactor.String(fmt.Sprintf(format, args...))
+	_, _ = io.WriteString(p.out, printable(text)) // nowhere to report a broken stdout
+}
+
+func rounded(d time.Duration) string {
+	if d < time.Millisecond {
+		return d.Round(time.Microsecond).String()
+	}
+	return d.Round(time.Millisecond).String()
+}
+
+func done(is bool, yes, no string) string {
+	if is {
+		return "[" + yes + "]"
+	}
+	return "[" + no + "]"
+}
+
+func short(commit string) string { return commit[:min(len(commit), 12)] }
+
+func indent(s string) string {
+	return "           " + strings.ReplaceAll(strings.TrimSpace(s), "\n", "\n           ")
+}
+
+// suppressed lists, for people, what a dry run does not do.
+const suppressed = "nothing is pushed, no Argo CD Application is synced, no pull request is opened and no HTTP request is sent"
+
+var _ runner.Observer = (*printer)(nil)

@@ -1,0 +1,23 @@
+package expr
+
+import "reflect"
+
+// Check compiles an expression, without its delimiters, exactly as evaluating
+// it would, and returns its static type; nil where only a run can tell. inStep
+// makes the functions available that `if` and config have beyond variables.
+// The error is, or wraps, a *file.Error of expr with the place in the code.
+func (e *Evaluator) Check(code string, inStep bool) (reflect.Type, error) {
+	set := baseFunctions
+	if inStep {
+		set = statusFunctions
+	}
+	program, err := e.compile(code, set)
+	if err != nil {
+		return nil, err
+	}
+	t := program.Node().Type()
+	if t == nil || t.Kind() == reflect.Interface {
+		return nil, nil
+	}
+	return t, nil
+}

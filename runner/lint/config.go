@@ -1,0 +1,297 @@
+package lint
+
+import (
+	"encoding/json"
+	"reflect"
+	"sort"
+	"strconv"
+	"strings"
+
+	"github.com/stepd/stepd/internal/configschema"
+	"github.com/stepd/stepd/internal/nearname"
+	"github.com/stepd/stepd/runner/expr"
+	"github.com/stepd/stepd/runner/kargoapi"
+	"github.com/stepd/stepd/runner/load"
+)
+
+// stepSchema is the compiled config schema of a kind of step; nil accepts all.
+type stepSchema struct{ schema *configschema.Schema }
+
+// config checks a step's kind and config.
+func (c *docLinter) config(step *kargoapi.PromotionStep, at string, s *scope) {
+	config, ok := c.decodeConfig(step, at)
+	if !ok {
+		return
+	}
+	w := &configWalker{docLinter: c, step: step, scope: s, templates: map[string]bool{}}
+	checked := w.value(config, at+"/config", "")
+	reg, known := c.registry.Lookup(step.Uses)
+	if !known {
+		c.report(Error, "unknown-step", at+"/uses", c.unknownStep(step.Uses), "there is no step of kind %q", step.Uses)
+		return
+	}
+	schema, err := c.schema(reg.Name, reg.ConfigSchema)
+	if err != nil {
+		c.report(Error, "config", at+"/uses", "this is a fault of the step", "cannot compile the schema of step %q: %v", step.Uses, err)
+		return
+	}
+	if schema == nil {
+		return
+	}
+	for _, v := range schema.Validate(checked) {
+		if w.undecided(v) {
+			continue
+		}
+		c.violation(step.Uses, v, at)
+	}
+}
+
+// decodeConfig returns a step's config as plain values; ok is false if it is no
+// object, which is reported.
+func (c *docLinter) decodeConfig(step *kargoapi.PromotionStep, at string) (map[string]any, bool) {
+	if len(step.Config) == 0 || string(step.Config) == "null" {
+		return map[string]any{}, true
+	}
+	var v any
+	if err := json.Unmarshal(step.Config, &v); err != nil {
+		c.report(Error, "config", at+"/config", "", "cannot read the config: %v", err)
+		return nil, false
+	}
+	m, ok := v.(map[string]any)
+	if !ok {
+		c.report(Error, "config", at+"/config", "write the settings as keys below config", "the config must be an object")
+	}
+	return m, ok
+}
+
+func (c *docLinter) schema(kind string, text []byte) (*configschema.Schema, error) {
+	if s, ok := c.schemas[kind]; ok {
+		return s.schema, nil
+	}
+	s := &stepSchema{}
+	if len(text) > 0 {
+		compiled, err := configschema.Compile(text)
+		if err != nil {
+			return nil, err
+		}
+		s.schema = compiled
+	}
+	c.schemas[kind] = s
+	return s.schema, nil
+}
+
+// violation reports what a schema refuses, with the remedy for fields that were
+// renamed.
+func (c *docLinter) violation(kind string, v configschema.Violation, at string) {
+	pointer := at + "/config" + v.Pointer
+	remedy := v.Hint
+	if v.Property != "" {
+		child := pointer + load.Pointer(v.Property)
+		if c.doc.Find(child) != nil {
+			pointer = child
+		}
+		if r, ok := renamed(kind, v.Property); ok {
+			remedy = r
+		}
+	}
+	c.report(Error, "config", pointer, remedy, "invalid %s config: %s", kind, v.Message)
+}
+
+// renamed knows fields of earlier versions of Kargo, and of its documentation.
+func renamed(kind, field string) (string, bool) {
+	r, ok := map[string]string{
+		"argocd-update.desiredCommit":            "the field is desiredRevision",
+		"argocd-update.desiredCommitFromStep":    "write desiredRevision: ${{ outputs['<alias>'].commit }}",
+		"argocd-update.desiredCommitFromFreight": "write desiredRevision: ${{ commitFrom('<repoURL>').ID }}",
+		"argocd-update.fromFreight":              "write the value as an expression, such as ${{ imageFrom('<repoURL>').Tag }}",
+		"argocd-update.fromOrigin":               "pass warehouse('<name>') to the function in the expression",
+		"git-clone.fromFreight":                  "write commit: ${{ commitFrom('<repoURL>').ID }}",
+		"git-clone.fromOrigin":                   "pass warehouse('<name>') to commitFrom() in the expression",
+		"git-commit.messageFromSteps":            "write message: ${{ outputs['<alias>'].commitMessage }}",
+		"git-open-pr.sourceBranchFromStep":       "write sourceBranch: ${{ outputs['<alias>'].branch }}",
+		"git-wait-for-pr.prNumberFromStep":       "write prNumber: ${{ outputs['<alias>'].pr.id }}",
+		"kustomize-set-image.fromOrigin":         "pass warehouse('<name>') to imageFrom() in the expression",
+		"kustomize-set-image.useDigest":          "write digest: ${{ imageFrom('<image>').Digest }}",
+		"helm-update-chart.fromOrigin":           "pass warehouse('<name>') to chartFrom() in the expression",
+		"oci-download.verify":                    "use the step oci-download-verified, which verifies signatures",
+	}[kind+"."+field]
+	return r, ok
+}
+
+// unknownStep says what may have been meant, or where such a step exists
+// (compat.md 5).
+func (c *docLinter) unknownStep(kind string) string {
+	switch {
+	case kind == "tar":
+		return "Kargo has it only after v1.11"
+	case kind == "helm-update-image":
+		return "Kargo removed it: use yaml-update on the values file"
+	case kind == "git-overwrite":
+		return "Kargo removed it: use git-clear and copy"
+	case kind == "kargo-render":
+		return "Kargo removed it: use helm-template or kustomize-build"
+	}
+	for _, prefix := range []string{"gh-", "gha-", "snow-", "tf-"} {
+		if strings.HasPrefix(kind, prefix) {
+			return "only the commercial edition of Kargo has it"
+		}
+	}
+	switch kind {
+	case "hcl-update", "jfrog-evidence", "jira", "send-message", "get-user-input", "record-audit-event", "wait-for-approval":
+		return "only the commercial edition of Kargo has it"
+	}
+	if found := nearname.Nearest(kind, c.registry.Kinds(), 3); len(found) > 0 {
+		return "did you mean " + strings.Join(found, " or ") + "?"
+	}
+	return "`stepd schema` lists the steps there are"
+}
+
+// configWalker checks the templates of a config and makes a copy for the schema
+// in which every template is replaced by a value of the type it will have.
+type configWalker struct {
+	*docLinter
+	step  *kargoapi.PromotionStep
+	scope *scope
+	// templates are the pointers, within the config, of values that only a run
+	// can tell.
+	templates map[string]bool
+}
+
+func (w *configWalker) value(v any, at, pointer string) any {
+	switch v := v.(type) {
+	case string:
+		return w.text(v, at, pointer)
+	case []any:
+		out := make([]any, len(v))
+		for i, item := range v {
+			p := load.Pointer(i)
+			out[i] = w.value(item, at+p, pointer+p)
+		}
+		return out
+	case map[string]any:
+		out := make(map[string]any, len(v))
+		keys := make([]string, 0, len(v))
+		for k := range v {
+			keys = append(keys, k)
+		}
+		sort.Strings(keys)
+		for _, k := range keys {
+			p := load.Pointer(k)
+			if expr.HasCode(k) {
+				w.report(Warning, "unevaluated", at+p, "use a fixed key", "keys are never evaluated")
+			}
+			out[k] = w.value(v[k], at+p, pointer+p)
+		}
+		return out
+	}
+	return v
+}
+
+// text checks one string and returns what the schema may look at.
+func (w *configWalker) text(s, at, pointer string) any {
+	o := w.template(s, at, w.scope, inConfig)
+	if !expr.HasCode(s) {
+		return s
+	}
+	if o.version != "" && !o.quoted {
+		w.versionValue(o.version, at, pointer)
+	}
+	typed, known := w.typed(s)
+	if !known {
+		w.templates[pointer] = true
+	}
+	return typed
+}
+
+// typed returns a value of the type that a template will have, if that is
+// certain: text that no number, boolean or JSON begins with stays text, and an
+// expression of another type than string keeps its type.
+func (w *configWalker) typed(s string) (any, bool) {
+	pieces, err := expr.Scan(s)
+	if err != nil {
+		return s, false
+	}
+	if wholeExpression(pieces) {
+		for _, p := range pieces {
+			if p.Code {
+				out := w.code.compile(p.Text, true)
+				if callee(out.tree) == "quote" || callee(out.tree) == "asYAML" || callee(out.tree) == "asJSON" {
+					return s, true
+				}
+				return sample(out)
+			}
+		}
+	}
+	// A letter that begins no number, boolean, null, NaN or infinity.
+	if len(pieces) > 0 && !pieces[0].Code {
+		if first := strings.TrimLeft(pieces[0].Text, " \t\n"); len(first) > 1 && !strings.ContainsAny(first[:1], `0123456789+-.tTfFnNiI"{[`) {
+			return s, true
+		}
+	}
+	return s, false
+}
+
+// sample returns a value of an expression's static type.
+func sample(out code) (any, bool) {
+	if out.err != nil || out.typ == nil {
+		return "", false
+	}
+	switch out.typ.Kind() {
+	case reflect.Int, reflect.Int64, reflect.Float64:
+		return 1.0, true
+	case reflect.Bool:
+		return true, true
+	}
+	return "", false
+}
+
+// undecided tells whether a violation depends on a value that only a run can
+// tell.
+func (w *configWalker) undecided(v configschema.Violation) bool {
+	if v.Property != "" {
+		return false // a missing or unknown field is one whatever the values are
+	}
+	for t := range w.templates {
+		if t == v.Pointer || strings.HasPrefix(t, v.Pointer+"/") || strings.HasPrefix(v.Pointer, t+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// versionValue warns about a tag or commit id that stands alone as a value and
+// is taken as what it looks like (compat.md 3.2).
+func (w *configWalker) versionValue(source, at, pointer string) {
+	switch uses := w.step.Uses; {
+	case (uses == "config-apply" || uses == "yaml-update" || uses == "json-update" || uses == "toml-update") && isUpdateValue(pointer),
+		uses == "compose-output", uses == "set-metadata",
+		uses == "git-tag" && pointer == "/tag",
+		uses == "helm-update-chart" && strings.HasSuffix(pointer, "/version"),
+		uses == "kustomize-set-image" && strings.HasSuffix(pointer, "/tag"),
+		uses == "argocd-update" && strings.HasSuffix(pointer, "/value"),
+		strings.HasSuffix(source, ".ID"):
+		w.becomesNumber(source, at, "")
+	}
+}
+
+func (c *docLinter) becomesNumber(source, at, variable string) {
+	example := "1.10 becomes 1.1"
+	if strings.HasSuffix(source, ".ID") {
+		example = "1234e5 becomes 123400000"
+	}
+	if variable != "" {
+		example += " in vars." + variable
+	}
+	c.reportAt(Warning, "tag-becomes-number", c.doc.ValuePosition(at), at, "wrap it: ${{ quote(…) }}",
+		"%s becomes a number if it looks like one: %s", source, example)
+}
+
+// isUpdateValue recognises /updates/<n>/value.
+func isUpdateValue(pointer string) bool {
+	parts := strings.Split(pointer, "/")
+	if len(parts) != 4 || parts[1] != "updates" || parts[3] != "value" {
+		return false
+	}
+	_, err := strconv.Atoi(parts[2])
+	return err == nil
+}

@@ -1,0 +1,154 @@
+package lint
+
+import (
+	"sort"
+	"strings"
+
+	"github.com/stepd/stepd/internal/nearname"
+	"github.com/stepd/stepd/runner/kargoapi"
+	"github.com/stepd/stepd/runner/load"
+)
+
+// taskDocument checks a PromotionTask or ClusterPromotionTask.
+func (c *docLinter) taskDocument(spec kargoapi.PromotionTaskSpec) {
+	s := &scope{kind: inTask, vars: newVariables()}
+	c.variables(spec.Vars, "/spec/vars", s, taskVariable)
+	c.steps(spec.Steps, "/spec/steps", s)
+}
+
+// stageDocument checks a Stage and its promotion template.
+func (c *docLinter) stageDocument(stage *kargoapi.Stage) {
+	s := &scope{kind: inStage, vars: newVariables()}
+	c.variables(stage.Spec.Vars, "/spec/vars", s, promotionVariable)
+	if stage.Spec.PromotionTemplate == nil {
+		return // a control flow Stage
+	}
+	t := stage.Spec.PromotionTemplate.Spec
+	c.variables(t.Vars, "/spec/promotionTemplate/spec/vars", s, promotionVariable)
+	c.steps(t.Steps, "/spec/promotionTemplate/spec/steps", s)
+}
+
+// variables checks a vars list and declares what is in it.
+func (c *docLinter) variables(list []kargoapi.Variable, base string, s *scope, where place) {
+	s.later = map[string]bool{}
+	for _, v := range list {
+		s.later[v.Name] = true
+	}
+	for i, v := range list {
+		at := base + load.Pointer(i)
+		delete(s.later, v.Name)
+		o := c.template(v.Value, at+"/value", s, where)
+		if o.version != "" && !o.quoted {
+			c.becomesNumber(o.version, at+"/value", v.Name)
+		}
+		o.quoted = false // its text is typed anew where the variable is used
+		s.vars.declare(v, o)
+	}
+	s.later = nil
+}
+
+// steps checks a list of steps, in order.
+func (c *docLinter) steps(list []kargoapi.PromotionStep, base string, s *scope) {
+	s.aliases = c.aliases(list)
+	for i := range list {
+		step, at := &list[i], base+load.Pointer(i)
+		s.index, s.alias = i, step.Alias(i)
+		c.alias(step, at)
+		switch {
+		case step.Uses != "":
+			c.step(step, at, s)
+		case step.Task != nil && s.kind == inStage:
+			c.taskReference(step, at, s)
+		}
+	}
+}
+
+// aliases lists what the outputs of the steps are found under.
+func (c *docLinter) aliases(list []kargoapi.PromotionStep) []stepAlias {
+	out := make([]stepAlias, len(list))
+	for i := range list {
+		step := &list[i]
+		a := stepAlias{name: step.Alias(i), given: step.As != ""}
+		if step.Task != nil {
+			a.isTask = true
+			if d := c.task(c.doc, step.Task); d != nil {
+				spec := taskSpec(d)
+				a.known = true
+				for j := range spec.Steps {
+					a.inner = append(a.inner, spec.Steps[j].Alias(j))
+					a.composes = a.composes || spec.Steps[j].Uses == "compose-output"
+				}
+			}
+		}
+		out[i] = a
+	}
+	return out
+}
+
+func taskSpec(d *load.Document) kargoapi.PromotionTaskSpec {
+	switch o := d.Object.(type) {
+	case *kargoapi.PromotionTask:
+		return o.Spec
+	case *kargoapi.ClusterPromotionTask:
+		return o.Spec
+	}
+	return kargoapi.PromotionTaskSpec{}
+}
+
+// alias warns about aliases that expressions cannot reach, or that mean more
+// than their author may know.
+func (c *docLinter) alias(step *kargoapi.PromotionStep, at string) {
+	at += "/as"
+	if namespace, _, ok := strings.Cut(step.As, "::"); ok {
+		c.report(Warning, "alias", at, "use another separator", "an alias with :: makes Kargo treat the step as part of task %q", namespace)
+	}
+	switch step.As {
+	case "Get", "Set", "ToJSON":
+		c.report(Warning, "alias", at, "use another alias", "in Kargo outputs.%s is a method, so the outputs of this step cannot be read", step.As)
+	}
+}
+
+// taskReference checks a step of a Stage that refers to a task.
+func (c *docLinter) taskReference(step *kargoapi.PromotionStep, at string, s *scope) {
+	given := map[string]bool{}
+	local := s.withVars()
+	c.variables(step.Vars, at+"/vars", local, referenceVariable)
+	for _, v := range step.Vars {
+		given[v.Name] = given[v.Name] || v.Value != ""
+	}
+	d := c.task(c.doc, step.Task)
+	if d == nil {
+		if len(c.tasks) > 0 {
+			c.report(Warning, "unknown-task", at+"/task/name", c.nearTasks(step.Task.Name), "task %q is not among the given documents", step.Task.Name)
+		}
+		return
+	}
+	for _, v := range taskSpec(d).Vars {
+		if v.Value == "" && !given[v.Name] && !s.vars.nonEmpty[v.Name] {
+			c.report(Error, "document", at+"/task", "add it to the step's vars, or to those of the Stage",
+				"missing value for variable %q of task %q", v.Name, step.Task.Name)
+		}
+	}
+}
+
+func (c *docLinter) nearTasks(name string) string {
+	var names []string
+	for k := range c.tasks {
+		names = append(names, k.name)
+	}
+	sort.Strings(names)
+	if near := nearname.Nearest(name, names, 2); len(near) > 0 {
+		return "did you mean " + strings.Join(near, " or ") + "?"
+	}
+	return ""
+}
+
+// step checks a step that runs.
+func (c *docLinter) step(step *kargoapi.PromotionStep, at string, s *scope) {
+	local := s.withVars()
+	c.variables(step.Vars, at+"/vars", local, stepVariable)
+	if step.If != "" {
+		c.condition(step.If, at+"/if", local)
+	}
+	c.config(step, at, local)
+}

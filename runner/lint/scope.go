@@ -1,0 +1,93 @@
+package lint
+
+import (
+	"github.com/stepd/stepd/runner/kargoapi"
+)
+
+// scope is what expressions at one place of a document can see.
+type scope struct {
+	kind scopeKind
+	vars *variables
+	// later holds the names of variables declared after this place.
+	later map[string]bool
+	// aliases are the steps of the list, index and alias the current one.
+	aliases []stepAlias
+	index   int
+	alias   string
+}
+
+type scopeKind int
+
+const (
+	// inTask is a task by itself: who uses it, and with which variables, is
+	// not known.
+	inTask scopeKind = iota
+	inStage
+)
+
+// withVars returns a copy whose variables can be added to.
+func (s *scope) withVars() *scope {
+	c := *s
+	c.vars = s.vars.clone()
+	return &c
+}
+
+// stepAlias is where the outputs of a step are found.
+type stepAlias struct {
+	name string
+	// given tells that the alias was written, not made up.
+	given bool
+	// isTask is set for a reference to a task; known if the task is among the
+	// documents, and then inner are its steps and composes tells whether it
+	// has outputs of its own.
+	isTask, known, composes bool
+	inner                   []string
+}
+
+// variables are those declared so far.
+type variables struct {
+	// origin says what kind of text a variable holds.
+	origin map[string]origin
+	// nonEmpty holds those with a value; required those of a task without one.
+	nonEmpty, required map[string]bool
+	names              []string
+}
+
+func newVariables() *variables {
+	return &variables{origin: map[string]origin{}, nonEmpty: map[string]bool{}, required: map[string]bool{}}
+}
+
+func (v *variables) declare(x kargoapi.Variable, o origin) {
+	if _, again := v.origin[x.Name]; !again {
+		v.names = append(v.names, x.Name)
+	}
+	v.origin[x.Name] = o
+	v.nonEmpty[x.Name] = x.Value != ""
+	v.required[x.Name] = x.Value == ""
+}
+
+func (v *variables) clone() *variables {
+	c := newVariables()
+	for k, x := range v.origin {
+		c.origin[k] = x
+	}
+	for k, x := range v.nonEmpty {
+		c.nonEmpty[k] = x
+	}
+	for k, x := range v.required {
+		c.required[k] = x
+	}
+	c.names = append(c.names, v.names...)
+	return c
+}
+
+// origin is what is known of the value of a variable or expression.
+type origin struct {
+	// version is set for tags, versions and commit ids: text that may look like
+	// a number. It names the source, "imageFrom(…).Tag".
+	version string
+	// quoted tells that quote() keeps it text.
+	quoted bool
+	// object is set for the result of a *From() function: "imageFrom".
+	object string
+}

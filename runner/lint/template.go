@@ -1,0 +1,269 @@
+package lint
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/expr-lang/expr/ast"
+	"github.com/expr-lang/expr/file"
+	"github.com/expr-lang/expr/parser"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/stepd/stepd/runner/expr"
+	"github.com/stepd/stepd/runner/load"
+)
+
+// place is where a template is written, which decides what it can see
+// (compat.md 3.6).
+type place int
+
+const (
+	promotionVariable place = iota
+	taskVariable
+	stepVariable
+	// referenceVariable is given to a task: its steps evaluate it.
+	referenceVariable
+	inCondition
+	inConfig
+)
+
+// statusFunctions tells whether success(), failure(), always() and status() can
+// be called.
+func (p place) statusFunctions() bool { return p == inCondition || p == inConfig }
+
+// compiler compiles expressions as the engine does, each text once.
+type compiler struct {
+	evaluator *expr.Evaluator
+	known     map[codeKey]code
+}
+
+type codeKey struct {
+	text   string
+	status bool
+}
+
+type code struct {
+	tree ast.Node
+	typ  reflect.Type // nil if unknown
+	err  *file.Error
+}
+
+func newCompiler() *compiler {
+	return &compiler{evaluator: expr.NewEvaluator(nil, nil), known: map[codeKey]code{}}
+}
+
+func (c *compiler) compile(text string, status bool) code {
+	key := codeKey{text, status}
+	if out, ok := c.known[key]; ok {
+		return out
+	}
+	var out code
+	typ, err := c.evaluator.Check(text, status)
+	if err == nil {
+		out.typ = typ
+		// Compiling rewrites the tree, so that what was written is gone.
+		if tree, perr := parser.Parse(text); perr == nil {
+			out.tree = tree.Node
+		}
+	} else if !errors.As(err, &out.err) {
+		out.err = &file.Error{Message: err.Error()}
+	}
+	c.known[key] = out
+	return out
+}
+
+// template checks a string that may hold expressions and returns what is known
+// of its value.
+func (c *docLinter) template(text, at string, s *scope, where place) origin {
+	if !expr.HasCode(text) {
+		if i := strings.Index(text, "{{"); i >= 0 && strings.Contains(text[i:], "}}") && looksLikeKargo(text[i:]) {
+			c.reportAt(Warning, "unevaluated", c.inside(at, text, i), at, "write ${{ … }}", "{{ … }} is plain text for Kargo")
+		}
+		return origin{}
+	}
+	pieces, err := expr.Scan(text)
+	if err != nil {
+		c.reportAt(Error, "expression", c.doc.ValuePosition(at), at, "close it; an expression ends at the first closing delimiter, also inside quotes", "%v", err)
+		return origin{}
+	}
+	c.emptyExpression(text, at)
+	whole := wholeExpression(pieces)
+	var value origin
+	for _, p := range pieces {
+		if !p.Code {
+			continue
+		}
+		out := c.compiled(p, text, at, where)
+		if out.tree == nil {
+			continue
+		}
+		(&walker{docLinter: c, scope: s, where: where, at: at, text: text, offset: p.Offset}).walk(out.tree)
+		c.visibleQuotes(out.tree, at, whole)
+		if whole {
+			value = s.vars.originOf(out.tree)
+		}
+	}
+	return value
+}
+
+// wholeExpression tells whether a template is one expression and white space.
+func wholeExpression(pieces []expr.Piece) bool {
+	codes := 0
+	for _, p := range pieces {
+		switch {
+		case p.Code:
+			codes++
+		case strings.TrimSpace(p.Text) != "":
+			return false
+		}
+	}
+	return codes == 1
+}
+
+// looksLikeKargo tells whether a {{ … }} was probably meant for Kargo: Helm and
+// Go templates begin with a dot or a keyword.
+func looksLikeKargo(text string) bool {
+	inner := strings.TrimSpace(strings.TrimPrefix(text, "{{"))
+	for _, p := range []string{"vars.", "ctx.", "outputs.", "outputs[", "task.outputs", "imageFrom(", "commitFrom(", "chartFrom(", "quote("} {
+		if strings.HasPrefix(inner, p) {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *docLinter) emptyExpression(text, at string) {
+	for _, empty := range []string{"${{}}", "${%%}"} {
+		if i := strings.Index(text, empty); i >= 0 {
+			c.reportAt(Warning, "empty-expression", c.inside(at, text, i), at, "remove it",
+				"an empty expression ends evaluation: all text after it stays as it is")
+		}
+	}
+}
+
+// compiled compiles a piece and reports what is wrong with it.
+func (c *docLinter) compiled(p expr.Piece, text, at string, where place) code {
+	out := c.code.compile(p.Text, where.statusFunctions())
+	if out.err == nil {
+		return out
+	}
+	remedy := ""
+	message := out.err.Message
+	switch {
+	case strings.TrimSpace(p.Text) == "":
+		remedy = "remove it"
+	case !where.statusFunctions() && c.code.compile(p.Text, true).err == nil:
+		message = "success(), failure(), always() and status() are not available in variables"
+		remedy = "use them in `if` or `config`"
+	case strings.Count(p.Text, "'")%2 == 1 || strings.Count(p.Text, `"`)%2 == 1:
+		remedy = "an expression ends at the first }}, also inside quotes; ${% … %} can hold }}"
+	default:
+		if name, ok := strings.CutPrefix(message, "unknown name "); ok {
+			remedy = near(strings.TrimSpace(name), functionNames(where.statusFunctions()))
+		}
+	}
+	c.reportAt(Error, "expression", c.inside(at, text, p.Offset+byteOffset(p.Text, out.err.From)), at, remedy, "cannot compile the expression: %s", message)
+	return out
+}
+
+// byteOffset turns an offset in runes, as expr counts, into one in bytes.
+func byteOffset(s string, runes int) int {
+	n := 0
+	for i := range s {
+		if n == runes {
+			return i
+		}
+		n++
+	}
+	return len(s)
+}
+
+// visibleQuotes warns where the quotes of quote() are not taken off again.
+func (c *docLinter) visibleQuotes(tree ast.Node, at string, whole bool) {
+	name := callee(tree)
+	switch name {
+	case "quote", "asYAML", "asJSON", "unsafeQuote":
+	default:
+		return
+	}
+	if !whole {
+		c.reportAt(Warning, "quoting", c.doc.ValuePosition(at), at, "call it on the whole text, ${{ "+name+"('…' + …) }}, or leave it out: longer text is a string anyway",
+			"%s() adds quotes that are only removed where the expression is the whole value; here they stay visible", name)
+		return
+	}
+	call := tree.(*ast.CallNode)
+	if _, ok := call.Arguments[0].(*ast.StringNode); ok && name == "unsafeQuote" {
+		c.reportAt(Warning, "quoting", c.doc.ValuePosition(at), at, "use quote()", "unsafeQuote() of a string leaves visible quotes")
+	}
+}
+
+// condition checks an `if`.
+func (c *docLinter) condition(text, at string, s *scope) {
+	if !expr.HasCode(text) {
+		c.reportAt(Error, "condition", c.doc.ValuePosition(at), at, "write ${{ … }} around it", "`if` must yield a bool, but %q is plain text", text)
+		return
+	}
+	c.template(text, at, s, inCondition)
+	pieces, err := expr.Scan(text)
+	if err != nil {
+		return
+	}
+	if len(pieces) != 1 {
+		for _, p := range pieces {
+			if !p.Code && strings.TrimSpace(p.Text) != "" {
+				c.reportAt(Warning, "condition", c.doc.ValuePosition(at), at, "put the whole condition into one expression", "the text around the expression becomes part of the condition")
+				return
+			}
+		}
+		return
+	}
+	out := c.code.compile(pieces[0].Text, true)
+	if out.err == nil && out.typ != nil {
+		switch out.typ.Kind() {
+		case reflect.Bool, reflect.String, reflect.Interface, reflect.Pointer:
+		default:
+			c.reportAt(Error, "condition", c.doc.ValuePosition(at), at, "compare it with something", "`if` must yield a bool, not %s", kindName(out.typ))
+		}
+	}
+}
+
+func kindName(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Int, reflect.Int64, reflect.Float64:
+		return "a number"
+	case reflect.Slice, reflect.Array:
+		return "a list"
+	case reflect.Map, reflect.Struct:
+		return "an object"
+	}
+	return fmt.Sprintf("a %s", t)
+}
+
+// inside returns the position of a byte of a scalar's text. Where the text is
+// not written as it reads (escapes, folding) it is the scalar's own.
+func (c *docLinter) inside(pointer, text string, offset int) load.Position {
+	pos := c.doc.ValuePosition(pointer)
+	node := c.doc.Find(pointer)
+	if node == nil || node.Kind != yaml.ScalarNode || pos.Line == 0 {
+		return pos
+	}
+	before := text[:min(offset, len(text))]
+	lines := strings.Count(before, "\n")
+	switch {
+	case node.Style&yaml.LiteralStyle != 0:
+		// The indentation of the block is not recorded.
+		return load.Position{File: pos.File, Line: pos.Line + 1 + lines}
+	case lines > 0 || node.Style&yaml.FoldedStyle != 0 || strings.Contains(node.Value, "\n"):
+		return pos
+	case node.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle) != 0:
+		if strings.ContainsAny(before, `'"\`) {
+			return pos
+		}
+		pos.Column++
+	}
+	pos.Column += utf8.RuneCountInString(before)
+	return pos
+}
