@@ -1,5 +1,5 @@
 // Package fsroot says which paths inside a work dir or a Git tree are safe to
-// write.
+// write, and reads and writes files below a work dir without leaving it.
 //
 // Paths come from configuration and from artifacts, and both are hostile. What
 // a path means to a particular repository (symbolic links and submodules on the

@@ -51,6 +51,9 @@ func Of(v any) (Scalar, error) {
 		if !jsonNumber.MatchString(v.String()) {
 			return Scalar{}, fmt.Errorf("%q is not a number", v.String())
 		}
+		if f, err := v.Float64(); err == nil && strings.ContainsAny(v.String(), "eE") {
+			return Of(f) // not every YAML reader knows all forms of exponents
+		}
 		return Scalar{Number, v.String()}, nil
 	case int, int8, int16, int32, int64, uint, uint8, uint16, uint32, uint64:
 		return Scalar{Number, fmt.Sprint(v)}, nil

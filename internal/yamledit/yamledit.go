@@ -96,6 +96,22 @@ func Get(src []byte, doc int, key string, opts Options) (Scalar, error) {
 	return scalarOf(n), nil
 }
 
+// Position returns where the value at parts is in document doc of src: its line
+// and column, counted from 1. If parts lead nowhere it is the deepest value
+// they reach, and 0, 0 if src cannot be parsed or has no such document.
+func Position(src []byte, doc int, parts []string) (line, column int) {
+	s, err := parse(src, "")
+	if err != nil {
+		return 0, 0
+	}
+	root, err := s.document(doc, "", false)
+	if err != nil {
+		return 0, 0
+	}
+	at := s.walk(root, parts, true)
+	return at.node.Line, at.node.Column
+}
+
 // Error says why a key cannot be read or set.
 type Error struct {
 	File string
