@@ -61,7 +61,7 @@ func (f Form) String() string {
 	return strings.Join(parts, "-")
 }
 
-// Forms lists every form that the two majors of cosign can write and that a
+// Forms lists every form that both majors of cosign can write and that some
 // verifier can accept: keyless needs a proof of time, and Rekor v2, which
 // attests no time, comes with a timestamp.
 func Forms() []Form {
@@ -95,15 +95,10 @@ func (f Form) possible() bool {
 		return false // the legacy annotations have no place for its entry
 	case f.Log == RekorV2 && f.Cosign == 2:
 		return false // v2.6.5 proposes dsse entries, and rekor-tiles v2.3.0 takes only hashedrekord
+	case f.Cosign == 3 && f.Legacy && f.Attest && f.Timestamp:
+		return false // v3.1.3 timestamps other bytes than its own verifier checks
 	}
 	return true
-}
-
-// CosignVerifies tells whether cosign v3.1.3 accepts the form at all. It
-// refuses its own legacy attestations with a timestamp: it stamps the
-// signature, but checks the stamp against the envelope, as v2 writes it.
-func (f Form) CosignVerifies() bool {
-	return !(f.Cosign == 3 && f.Legacy && f.Attest && f.Timestamp)
 }
 
 // SignOptions are optional.

@@ -12,7 +12,7 @@ import (
 
 // TestEveryFormSignsAndVerifies holds the stack against real cosign: what one
 // major writes, cosign v3 accepts from the identity or key that signed, for
-// every form that it can verify, with and without the referrers API.
+// every form, with and without the referrers API.
 func TestEveryFormSignsAndVerifies(t *testing.T) {
 	ctx := t.Context()
 	stack, err := sigstore.Start(ctx, t.TempDir())
@@ -39,9 +39,6 @@ func TestEveryFormSignsAndVerifies(t *testing.T) {
 			ref := repository + "@" + manifest.Digest.String()
 			if err := stack.Sign(ctx, form, run, ref, sigstore.SignOptions{}); err != nil {
 				t.Fatal(err)
-			}
-			if !form.CosignVerifies() {
-				return
 			}
 			args := []string{"verify", "--allow-http-registry"}
 			if form.Attest {
