@@ -2,6 +2,7 @@ package sigverify
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -31,6 +32,9 @@ type candidate struct {
 	// payload is what a message signature is over, when that is not the
 	// artifact's manifest: the legacy format's simple signing payload.
 	payload []byte
+	// load, if not nil, is what is left to do for a large candidate, so that
+	// only one of those is in memory at a time.
+	load func(ctx context.Context) (candidate, error)
 }
 
 // Media types and annotations of Cosign (pkg/oci/static, pkg/types,

@@ -97,15 +97,29 @@ func (d *discovery) bundle(ctx context.Context, desc ocispec.Descriptor) (candid
 	if err != nil {
 		return candidate{}, err
 	}
-	raw, err := d.repo.Blob(ctx, layer, d.limits.Bundle)
-	if err != nil {
-		return candidate{}, fetchError(err)
+	return sequenced(ctx, layer, func(ctx context.Context) (candidate, error) {
+		raw, err := d.repo.Blob(ctx, layer, d.limits.Bundle)
+		if err != nil {
+			return candidate{}, fetchError(err)
+		}
+		b, err := parseBundle(raw)
+		if err != nil {
+			return candidate{}, err
+		}
+		return candidate{name: m.Digest, format: Bundle, bundle: b}, nil
+	})
+}
+
+// largeCandidate is the size from which candidates are not fetched side by
+// side.
+const largeCandidate = 256 << 10
+
+// sequenced loads a small candidate at once and leaves a large one for later.
+func sequenced(ctx context.Context, blob ocispec.Descriptor, load func(context.Context) (candidate, error)) (candidate, error) {
+	if blob.Size > largeCandidate {
+		return candidate{load: load}, nil
 	}
-	b, err := parseBundle(raw)
-	if err != nil {
-		return candidate{}, err
-	}
-	return candidate{name: m.Digest, format: Bundle, bundle: b}, nil
+	return load(ctx)
 }
 
 // legacy lists the layers under one of Cosign v2's tags: sha256-<hex>.sig or
@@ -145,30 +159,34 @@ func (d *discovery) legacySignature(ctx context.Context, name string, layer ocis
 	if layer.MediaType != simpleSigningMediaType {
 		return candidate{}, fmt.Errorf("its layer is %s, not a signature", ociart.Quote(layer.MediaType))
 	}
-	payload, err := d.repo.Blob(ctx, layer, d.limits.Payload)
-	if err != nil {
-		return candidate{}, fetchError(err)
-	}
-	b, err := parseLegacySignature(layer, payload)
-	if err != nil {
-		return candidate{}, err
-	}
-	return candidate{name: name, format: Legacy, bundle: b, payload: payload}, nil
+	return sequenced(ctx, layer, func(ctx context.Context) (candidate, error) {
+		payload, err := d.repo.Blob(ctx, layer, d.limits.Payload)
+		if err != nil {
+			return candidate{}, fetchError(err)
+		}
+		b, err := parseLegacySignature(layer, payload)
+		if err != nil {
+			return candidate{}, err
+		}
+		return candidate{name: name, format: Legacy, bundle: b, payload: payload}, nil
+	})
 }
 
 func (d *discovery) legacyAttestation(ctx context.Context, name string, layer ocispec.Descriptor) (candidate, error) {
 	if layer.MediaType != dsseEnvelopeMediaType {
 		return candidate{}, fmt.Errorf("its layer is %s, not an attestation", ociart.Quote(layer.MediaType))
 	}
-	envelope, err := d.repo.Blob(ctx, layer, d.limits.Bundle)
-	if err != nil {
-		return candidate{}, fetchError(err)
-	}
-	b, err := parseLegacyAttestation(layer, envelope)
-	if err != nil {
-		return candidate{}, err
-	}
-	return candidate{name: name, format: Legacy, bundle: b}, nil
+	return sequenced(ctx, layer, func(ctx context.Context) (candidate, error) {
+		envelope, err := d.repo.Blob(ctx, layer, d.limits.Bundle)
+		if err != nil {
+			return candidate{}, fetchError(err)
+		}
+		b, err := parseLegacyAttestation(layer, envelope)
+		if err != nil {
+			return candidate{}, err
+		}
+		return candidate{name: name, format: Legacy, bundle: b}, nil
+	})
 }
 
 // unavailableError is a candidate that could not be looked at, which is
@@ -218,16 +236,20 @@ func fetchAll(ctx context.Context, leads []lead) []fetched {
 	out := make([]fetched, len(leads))
 	var wg sync.WaitGroup
 	for i, l := range leads {
-		wg.Go(func() {
-			defer func() {
-				if r := recover(); r != nil {
-					out[i] = fetched{lead: l, err: errors.New("it is malformed: a parser gave up on it")}
-				}
-			}()
-			c, err := l.fetch(ctx)
-			out[i] = fetched{l, c, err}
-		})
+		wg.Go(func() { out[i] = fetchOne(ctx, l, l.fetch) })
 	}
 	wg.Wait()
 	return out
+}
+
+// fetchOne runs fetch and outlives its panics: parsers of hostile input are
+// below it.
+func fetchOne(ctx context.Context, l lead, fetch func(context.Context) (candidate, error)) (out fetched) {
+	defer func() {
+		if r := recover(); r != nil {
+			out = fetched{lead: l, err: errors.New("it is malformed: a parser gave up on it")}
+		}
+	}()
+	c, err := fetch(ctx)
+	return fetched{l, c, err}
 }

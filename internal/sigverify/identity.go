@@ -181,6 +181,28 @@ func (id Identity) check(cert certificate.Summary) error {
 	return nil
 }
 
+// oneOf finds the identity that a certificate is of, or says why it is the
+// first one's not.
+func oneOf(identities []Identity, cert certificate.Summary) (Identity, error) {
+	var first error
+	for _, id := range identities {
+		err := id.check(cert)
+		if err == nil {
+			return id, nil
+		}
+		if first == nil {
+			first = err
+		}
+	}
+	switch n := len(identities); {
+	case n == 0:
+		return Identity{}, errors.New("no identity is accepted")
+	case n > 1:
+		return Identity{}, fmt.Errorf("%w (and it is none of the other %d identities)", first, n-1)
+	}
+	return Identity{}, first
+}
+
 // short picks what a claim is compared with: the URI, or for a value that is
 // not one the short name.
 func short(want, uri, name string) []string {

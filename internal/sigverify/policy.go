@@ -44,6 +44,17 @@ type Policy struct {
 	DockerReference string
 	// Attestations must all be there.
 	Attestations []Attestation
+
+	// Pins narrow who may sign: each of them must accept the signer as well.
+	Pins []Pin
+}
+
+// Pin is somebody else's list of signers, an operator's, that a policy is held
+// to besides its own.
+type Pin struct {
+	Identities []Identity
+	// KeyIDs are base64(sha256(DER SPKI)).
+	KeyIDs []string
 }
 
 // NewPolicy returns a policy with the strict defaults and nobody to trust.

@@ -211,6 +211,9 @@ func (s *search) look(ctx context.Context, leads []lead) (done bool, err error) 
 // consider verifies one candidate and says whether everything required is now
 // there.
 func (s *search) consider(ctx context.Context, f fetched) bool {
+	if f.err == nil && f.candidate.load != nil {
+		f = fetchOne(ctx, f.lead, f.candidate.load)
+	}
 	var unavailable *unavailableError
 	if errors.As(f.err, &unavailable) {
 		s.unavailable = f.err

@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/secure-systems-lab/go-securesystemslib/dsse"
@@ -113,6 +114,11 @@ func (v *verifier) verify(ctx context.Context, c candidate) (out *Verified, err 
 			return nil, err
 		}
 	} else {
+		for _, pin := range v.policy.Pins {
+			if !slices.Contains(pin.KeyIDs, key.ID) {
+				return nil, fmt.Errorf("the operator's policy does not list the key %s for this repository", key.ID)
+			}
+		}
 		out.KeyID = key.ID
 		v.pass(c, "key", key.ID)
 	}
@@ -251,23 +257,15 @@ func (v *verifier) identify(c candidate, result *verify.VerificationResult, out 
 	if v.policy.RequireSCT {
 		v.pass(c, "SCT", "certificate logged in a trusted certificate transparency log")
 	}
-	var firstErr error
-	for _, id := range v.policy.Identities {
-		err := id.check(cert)
-		if err == nil {
-			firstErr = nil
-			v.pass(c, "identity", id.describe())
-			break
-		}
-		if firstErr == nil {
-			firstErr = err
-		}
+	who, err := oneOf(v.policy.Identities, cert)
+	if err != nil {
+		return err
 	}
-	if firstErr != nil {
-		if n := len(v.policy.Identities); n > 1 {
-			firstErr = fmt.Errorf("%w (and it is none of the other %d identities)", firstErr, n-1)
+	v.pass(c, "identity", who.describe())
+	for _, pin := range v.policy.Pins {
+		if _, err := oneOf(pin.Identities, cert); err != nil {
+			return fmt.Errorf("the operator's policy for this repository: %w", err)
 		}
-		return firstErr
 	}
 	out.Subject, out.Issuer = cert.SubjectAlternativeName, cert.Issuer
 	out.SourceRepository = firstOf(cert.SourceRepositoryURI, cert.GithubWorkflowRepository)
