@@ -3,6 +3,7 @@ package builtin
 import (
 	"github.com/stepd/stepd/internal/argocd"
 	"github.com/stepd/stepd/internal/gitremote"
+	"github.com/stepd/stepd/internal/ociart"
 	"github.com/stepd/stepd/steps"
 )
 
@@ -19,6 +20,9 @@ type Edges struct {
 	// ArgoCDNamespace is where Applications are unless a step says otherwise
 	// (Kargo's ARGOCD_NAMESPACE); "argocd" if empty.
 	ArgoCDNamespace string
+	// Registries is where OCI registries are reached through; nil is a pool of
+	// its own.
+	Registries *ociart.Transports
 	// Wait pauses between a step's own attempts; nil waits for real.
 	Wait Wait
 }
@@ -36,6 +40,7 @@ func Registrations(e Edges) []steps.Registration {
 		GitClone(e.Git),
 		GitCommit(),
 		GitPush(e.Git, e.GitPolicy, e.Wait),
+		OCIDownload(e.Registries),
 		YAMLUpdate(),
 	}
 }
