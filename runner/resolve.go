@@ -45,8 +45,9 @@ type Options struct {
 	// a Warehouse that subscribes to them where there is none.
 	Images  []steps.Image
 	Commits []steps.GitCommit
-	// Vars come after the Stage's own and so win over them. For a task they
-	// count as given by the referencing step.
+	// Vars come after the Stage's own and so win over them. For a task by
+	// itself they are the promotion's: those of a referencing step would be
+	// evaluated after the task's defaults, which may need them.
 	Vars []kargoapi.Variable
 	// SharedNamespace is where shared ConfigMaps and Secrets are; default
 	// DefaultSharedNamespace.
@@ -282,7 +283,8 @@ func (r *resolver) template() ([]Step, error) {
 			r.p.Stage = DefaultStageName
 		}
 		ref := &kargoapi.PromotionTaskReference{Name: r.doc.Name, Kind: r.doc.Kind}
-		return []Step{{PromotionStep: kargoapi.PromotionStep{Task: ref, Vars: r.o.Vars}}}, nil
+		r.p.Vars = r.o.Vars
+		return []Step{{PromotionStep: kargoapi.PromotionStep{Task: ref}}}, nil
 	}
 	s := r.stage
 	r.p.Stage = s.Name
