@@ -58,7 +58,7 @@ func (a *app) statusf(format string, args ...any) {
 // run executes one command line and returns the exit code.
 func run(ctx context.Context, args []string, io stdio) int {
 	a := &app{stdio: io, redactor: redact.New()}
-	root := newRootCommand(a)
+	root := newRootCommand(a) //nolint:contextcheck // cobra hands the context to each RunE
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {

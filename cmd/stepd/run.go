@@ -291,7 +291,7 @@ func addSecrets(set *load.Set, all, credentials *redact.Redactor) {
 }
 
 func warningText(w load.Warning) string {
-	if at := w.Position.String(); at != "" {
+	if at := w.String(); at != "" {
 		return at + ": " + w.Message
 	}
 	return w.Message

@@ -121,24 +121,22 @@ func renamed(kind, field string) (string, bool) {
 // unknownStep says what may have been meant, or where such a step exists
 // (compat.md 5).
 func (c *docLinter) unknownStep(kind string) string {
-	switch {
-	case kind == "tar":
+	switch kind {
+	case "tar":
 		return "Kargo has it only after v1.11"
-	case kind == "helm-update-image":
+	case "helm-update-image":
 		return "Kargo removed it: use yaml-update on the values file"
-	case kind == "git-overwrite":
+	case "git-overwrite":
 		return "Kargo removed it: use git-clear and copy"
-	case kind == "kargo-render":
+	case "kargo-render":
 		return "Kargo removed it: use helm-template or kustomize-build"
+	case "hcl-update", "jfrog-evidence", "jira", "send-message", "get-user-input", "record-audit-event", "wait-for-approval":
+		return "only the commercial edition of Kargo has it"
 	}
 	for _, prefix := range []string{"gh-", "gha-", "snow-", "tf-"} {
 		if strings.HasPrefix(kind, prefix) {
 			return "only the commercial edition of Kargo has it"
 		}
-	}
-	switch kind {
-	case "hcl-update", "jfrog-evidence", "jira", "send-message", "get-user-input", "record-audit-event", "wait-for-approval":
-		return "only the commercial edition of Kargo has it"
 	}
 	if found := nearname.Nearest(kind, c.registry.Kinds(), 3); len(found) > 0 {
 		return "did you mean " + strings.Join(found, " or ") + "?"
@@ -222,13 +220,25 @@ func (w *configWalker) typed(s string) (any, bool) {
 			}
 		}
 	}
-	// A letter that begins no number, boolean, null, NaN or infinity.
-	if len(pieces) > 0 && !pieces[0].Code {
-		if first := strings.TrimLeft(pieces[0].Text, " \t\n"); len(first) > 1 && !strings.ContainsAny(first[:1], `0123456789+-.tTfFnNiI"{[`) {
-			return s, true
-		}
+	if len(pieces) > 0 && !pieces[0].Code && staysText(pieces[0].Text) {
+		return s, true
 	}
 	return s, false
+}
+
+// staysText tells whether no text with this beginning can be read as a number, a
+// boolean or JSON.
+func staysText(beginning string) bool {
+	p := strings.ToLower(strings.TrimLeft(beginning, " \t\n"))
+	if p == "" || strings.ContainsAny(p[:1], `0123456789+-."{[`) {
+		return false
+	}
+	for _, word := range []string{"null", "nan", "infinity", "true", "false"} {
+		if strings.HasPrefix(word, p) {
+			return false
+		}
+	}
+	return true
 }
 
 // sample returns a value of an expression's static type.

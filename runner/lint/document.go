@@ -125,7 +125,7 @@ func (c *docLinter) taskReference(step *kargoapi.PromotionStep, at string, s *sc
 	}
 	for _, v := range taskSpec(d).Vars {
 		if v.Value == "" && !given[v.Name] && !s.vars.nonEmpty[v.Name] {
-			c.report(Error, "document", at+"/task", "add it to the step's vars, or to those of the Stage",
+			c.report(Error, "admission", at+"/task", "add it to the step's vars, or to those of the Stage",
 				"missing value for variable %q of task %q", v.Name, step.Task.Name)
 		}
 	}

@@ -53,10 +53,11 @@ func (f Finding) String() string {
 // Rules maps the name of every rule to what it finds.
 func Rules() map[string]string {
 	return map[string]string{
-		"document":           "a document that cannot be read, or that Kargo refuses",
+		"document":           "a document that cannot be read",
+		"admission":          "a document that Kargo refuses when it is applied",
 		"unknown-step":       "a kind of step that nobody registered",
 		"config":             "a step config that its schema refuses",
-		"alias":              "an alias that is reserved, used twice, or hard to refer to",
+		"alias":              "an alias that is hard to refer to, or that means more than it seems to",
 		"expression":         "an expression that does not compile",
 		"unknown-variable":   "an expression that uses a variable that nothing declares",
 		"variable-order":     "a variable that is used before it has a value",
@@ -68,7 +69,6 @@ func Rules() map[string]string {
 		"unevaluated":        "an expression where Kargo evaluates none",
 		"always-null":        "an expression that is always null, or a comparison that is always false",
 		"unknown-task":       "a reference to a task that is not among the documents",
-		"deprecated":         "what Kargo announced to remove",
 	}
 }
 

@@ -151,21 +151,13 @@ func (c *docLinter) compiled(p expr.Piece, text, at string, where place) code {
 		return out
 	}
 	remedy := ""
-	message := out.err.Message
 	switch {
 	case strings.TrimSpace(p.Text) == "":
 		remedy = "remove it"
-	case !where.statusFunctions() && c.code.compile(p.Text, true).err == nil:
-		message = "success(), failure(), always() and status() are not available in variables"
-		remedy = "use them in `if` or `config`"
 	case strings.Count(p.Text, "'")%2 == 1 || strings.Count(p.Text, `"`)%2 == 1:
 		remedy = "an expression ends at the first }}, also inside quotes; ${% … %} can hold }}"
-	default:
-		if name, ok := strings.CutPrefix(message, "unknown name "); ok {
-			remedy = near(strings.TrimSpace(name), functionNames(where.statusFunctions()))
-		}
 	}
-	c.reportAt(Error, "expression", c.inside(at, text, p.Offset+byteOffset(p.Text, out.err.From)), at, remedy, "cannot compile the expression: %s", message)
+	c.reportAt(Error, "expression", c.inside(at, text, p.Offset+byteOffset(p.Text, out.err.From)), at, remedy, "cannot compile the expression: %s", strings.TrimSpace(out.err.Message))
 	return out
 }
 

@@ -93,8 +93,7 @@ func orNil(n ast.Node) ast.Node {
 
 // roots are the names an expression can begin with.
 func (w *walker) roots() []string {
-	switch w.where {
-	case promotionVariable:
+	if w.where == promotionVariable {
 		return []string{"ctx", "vars"}
 	}
 	if w.hasTask() {
@@ -132,7 +131,7 @@ func (w *walker) identifier(n *ast.IdentifierNode) {
 	case "true", "false":
 	default:
 		remedy := near(name, append(w.roots(), functionNames(w.where.statusFunctions())...))
-		if remedy == "" && contains(w.scope.vars.names, name) {
+		if contains(w.scope.vars.names, name) {
 			remedy = "write vars." + name
 		}
 		if remedy == "" {
@@ -202,10 +201,9 @@ func (w *walker) hyphenated(n *ast.BinaryNode) bool {
 		return false
 	}
 	first := property(m)
-	holder := ""
+	holder := identifierName(m.Node)
 	switch {
-	case identifierName(m.Node) == "outputs", identifierName(m.Node) == "stepMetas":
-		holder = identifierName(m.Node)
+	case holder == "outputs", holder == "stepMetas":
 	case isTaskOutputs(m.Node):
 		holder = "task.outputs"
 	default:
@@ -251,7 +249,11 @@ func (w *walker) call(n *ast.CallNode) {
 				w.stepReference(n, "status", s.Value)
 			}
 		}
-		if !contains(functionNames(true), name) && !contains(w.locals, name) {
+		switch {
+		case contains(w.locals, name) || contains(functionNames(w.where.statusFunctions()), name):
+		case contains(functionNames(true), name):
+			w.report(n, Error, "expression", "use it in `if` or `config`", "%s() is not available in variables", name)
+		default:
 			w.report(n, Error, "expression", near(name, functionNames(w.where.statusFunctions())), "there is no function %s", name)
 		}
 	} else {

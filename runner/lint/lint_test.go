@@ -1,0 +1,305 @@
+package lint_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/stepd/stepd/runner"
+	"github.com/stepd/stepd/runner/lint"
+	"github.com/stepd/stepd/runner/load"
+	"github.com/stepd/stepd/schemas"
+	"github.com/stepd/stepd/steps"
+)
+
+// kinds is a registry with the schemas of all steps.
+func kinds(tb testing.TB) *runner.Registry {
+	tb.Helper()
+	var regs []steps.Registration
+	for _, kind := range schemas.Kinds() {
+		reg := steps.Registration{Name: kind, New: func(steps.Capabilities) steps.Runner { return nil }}
+		reg.ConfigSchema, _ = schemas.Config(kind)
+		regs = append(regs, reg)
+	}
+	r, err := runner.NewRegistry(regs...)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return r
+}
+
+func run(t *testing.T, text string) []lint.Finding {
+	t.Helper()
+	set, err := load.Bytes("f.yaml", []byte(text))
+	findings, err := lint.Run(t.Context(), set, load.AsErrors(err), kinds(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return findings
+}
+
+// task returns a task whose steps begin in line 7.
+func task(vars, steps string) string {
+	return "apiVersion: kargo.akuity.io/v1alpha1\nkind: PromotionTask\nmetadata: {name: t}\nspec:\n  vars: [" + vars + "]\n  steps:\n" + steps
+}
+
+func stage(vars, steps string) string {
+	return "apiVersion: kargo.akuity.io/v1alpha1\nkind: Stage\nmetadata: {name: s}\nspec:\n" +
+		"  requestedFreight: [{origin: {kind: Warehouse, name: w}, sources: {direct: true}}]\n" +
+		"  promotionTemplate: {spec: {vars: [" + vars + "], steps: [\n" + steps + "]}}\n"
+}
+
+func TestFindings(t *testing.T) {
+	cases := map[string]struct {
+		reason string
+		text   string
+		// want lists "line:column severity rule" and, after a colon, a part of
+		// message or remedy.
+		want []string
+	}{
+		"Clean": {
+			reason: "nothing to say about what is right",
+			text: task("{name: repo, value: ghcr.io/a/b}", `  - uses: compose-output
+    as: one
+    config: {tag: "${{ quote(imageFrom(vars.repo).Tag) }}"}
+  - uses: compose-output
+    if: ${{ success() && status('one') == 'Succeeded' }}
+    config:
+      text: ${{ task.outputs.one.tag }} by ${{ ctx.meta.promotion.actor }}
+`),
+		},
+		"Renamed": {
+			reason: "a field of the article that never existed",
+			text: task("", `  - uses: argocd-update
+    config:
+      apps:
+      - name: a
+        sources:
+        - repoURL: https://h/r.git
+          desiredCommit: abc
+`),
+			want: []string{"13:11 error config: the field is desiredRevision"},
+		},
+		"UnknownKey": {
+			reason: "a misspelt field names the nearest",
+			text:   task("", "  - uses: copy\n    config: {inPath: a, outPaht: b}\n"),
+			want:   []string{`8:5 error config: outPath is required`, `8:25 error config: did you mean "outPath"`},
+		},
+		"LiteralType": {
+			reason: "literal values are validated now",
+			text:   task("", "  - uses: git-push\n    config: {path: a, maxAttempts: many}\n"),
+			want:   []string{"8:23 error config: Expected: integer, given: string"},
+		},
+		"TemplatedType": {
+			reason: "an expression of a known type is validated, one of an unknown type is not",
+			text: task("{name: num}", `  - uses: git-push
+    config: {path: "${{ 1 + 1 }}", maxAttempts: "${{ vars.num }}"}
+  - uses: git-push
+    config: {path: "p-${{ vars.num }}", maxAttempts: "n-${{ vars.num }}"}
+`),
+			want: []string{"8:14 error config: Expected: string, given: integer", "10:41 error config: Expected: integer, given: string"},
+		},
+		"OneOf": {
+			reason: "a choice that depends on an expression is left to the run",
+			text:   task("{name: b}", "  - uses: git-push\n    config: {path: a, targetBranch: \"${{ vars.b }}\", generateTargetBranch: false}\n"),
+		},
+		"UnknownStep": {
+			reason: "a near kind is named",
+			text:   task("", "  - uses: git-psh\n"),
+			want:   []string{"7:5 error unknown-step: did you mean git-push"},
+		},
+		"CommercialStep": {
+			reason: "Kargo's commercial edition has steps of its own",
+			text:   task("", "  - uses: jira\n    config: {a: 1}\n"),
+			want:   []string{"7:5 error unknown-step: only the commercial edition"},
+		},
+		"Tags": {
+			reason: "a tag that stands alone becomes a number, directly or through a variable",
+			text: task("{name: repo, value: r}, {name: v, value: \"${{ imageFrom(vars.repo).Tag }}\"}, {name: q, value: \"${{ quote(imageFrom(vars.repo).Tag) }}\"}", `  - uses: yaml-update
+    config:
+      path: p
+      updates:
+      - {key: a, value: "${{ imageFrom(vars.repo).Tag }}"}
+      - {key: b, value: "${{ vars.v }}"}
+      - {key: c, value: "${{ vars.q }}"}
+      - {key: d, value: "${{ quote(vars.v) }}"}
+      - {key: e, value: "v${{ vars.v }}"}
+      - {key: f, value: "${{ imageFrom(vars.repo)?.Tag ?? 'x' }}"}
+`),
+			want: []string{
+				"5:51 warning tag-becomes-number: vars.v",
+				"11:25 warning tag-becomes-number: quote(", "12:25 warning tag-becomes-number", "13:25 warning tag-becomes-number",
+				"16:25 warning tag-becomes-number",
+			},
+		},
+		"Syntax": {
+			reason: "the place inside the template is given",
+			text: task("", `  - uses: compose-output
+    config:
+      a: x ${{ 1 + }}
+      b: "${{ nosuch(1) }}"
+      c: ${{ quote() }}
+      d: ${{ semverPrase('1') }}
+      e: ${{ 'a
+`),
+			want: []string{
+				"9:19 error expression: cannot compile", "10:15 error expression: no function nosuch",
+				"11:14 error expression: not enough arguments to call quote",
+				"12:14 error expression: did you mean semverParse",
+				"13:10 error expression: unclosed expression",
+			},
+		},
+		"Variables": {
+			reason: "undeclared variables are null",
+			text: stage("{name: one, value: a}, {name: two, value: \"${{ vars.three }}\"}, {name: three, value: c}", `
+  {uses: compose-output, config: {a: "${{ vars.onne }}", b: "${{ vrs.one }}", c: "${{ one }}", d: "${{ ctx.stge }}", e: "${{ vars.x ?? 'd' }}"}}
+`),
+			want: []string{
+				"6:89 error variable-order: vars.three is declared later",
+				"8:48 error unknown-variable: did you mean one",
+				"8:66 error unknown-variable: did you mean vars",
+				"8:87 error unknown-variable: write vars.one",
+				"8:108 error unknown-variable: did you mean stage",
+			},
+		},
+		"DefaultsBeforeReferences": {
+			reason: "a default cannot use what the reference gives",
+			text:   task("{name: a}, {name: b, value: \"x-${{ vars.a }}\"}", "  - uses: compose-output\n    config: {b: \"${{ vars.b }}\"}\n"),
+			want:   []string{"5:50 warning variable-order: vars.a is null here when the step that refers to the task gives it"},
+		},
+		"PromotionVariables": {
+			reason: "outputs and status functions are not available yet",
+			text: stage(`{name: a, value: "${{ outputs.x }}"}, {name: b, value: "${{ success() }}"}, {name: c, value: "${{ task.outputs.x }}"}`,
+				"{uses: fail, config: {message: \"${{ secrets.x }}\"}}"),
+			want: []string{
+				"6:59 error unknown-variable: outputs is not available", "6:97 error expression: not available in variables",
+				"6:135 error unknown-variable: task is only available", "7:37 error unknown-variable: secret('<name>')",
+			},
+		},
+		"Outputs": {
+			reason: "only steps that ran have outputs",
+			text: stage("", `
+  {uses: compose-output, as: first, config: {a: "${{ outputs.second.x }}"}},
+  {uses: compose-output, as: second, config: {a: "${{ outputs.first.a }}", b: "${{ outputs.frist.a }}", c: "${{ outputs.gone?.a ?? 1 }}"}},
+  {uses: compose-output, as: my-step, config: {a: "${{ outputs['second'].a }}", b: "${{ stepMetas['nope'].Status }}"}},
+  {uses: compose-output, config: {a: "${{ outputs.my-step.a }}", b: "${{ status('first') }}", c: "${{ stepMetas.first.Status == 'Failed' }}"}}
+`),
+			want: []string{
+				"8:62 error unknown-output: runs later",
+				"9:92 error unknown-output: did you mean first", "9:121 warning unknown-output: no step \"gone\"",
+				"10:98 error unknown-output: no step \"nope\"",
+				"11:51 error unknown-output: write outputs['my-step']", "11:126 warning always-null: status('<alias>')",
+			},
+		},
+		"TaskOutputs": {
+			reason: "steps of a task are found under task.outputs",
+			text: task("", `  - uses: compose-output
+    as: one
+    config: {a: 1}
+  - uses: compose-output
+    as: two
+    config: {a: "${{ task.outputs.on.a }}", b: "${{ outputs.one.a }}", c: "${{ outputs.elsewhere.x }}", d: "${{ task.one.a }}"}
+`),
+			want: []string{
+				"12:35 error unknown-output: did you mean one", "12:61 warning unknown-output: write task.outputs.one",
+				"12:118 error unknown-variable: write task.outputs.one",
+			},
+		},
+		"TaskReference": {
+			reason: "a Stage sees what its tasks compose, and has to give what they require",
+			text: task("{name: need}, {name: has, value: d}", "  - {uses: compose-output, as: out, config: {a: 1}}\n") + "---\n" +
+				stage("", `{task: {name: t}, as: x}, {task: {name: tt}}, {uses: compose-output, config: {a: "${{ outputs.x.a }}", b: "${{ outputs['x::out'].a }}", c: "${{ outputs['x::oot'].a }}"}}`),
+			want: []string{
+				"15:2 error admission: missing value for variable \"need\"", "15:35 warning unknown-task: did you mean t",
+				"15:152 error unknown-output: did you mean out",
+			},
+		},
+		"Admission": {
+			reason: "what Kargo's API refuses is an error here",
+			text:   task("{name: 1a, value: x}", "  - {uses: compose-output, as: step-1, config: {a: 1}}\n  - {task: {name: other}}\n"),
+			want:   []string{`5:11 error admission: "1a"`, `7:28 error admission: reserved`, "8:5 error admission: must not reference another task"},
+		},
+		"Quoting": {
+			reason: "quotes that stay visible",
+			text: task("{name: a, value: b}", `  - uses: compose-output
+    config: {a: "v${{ quote(vars.a) }}", b: "${{ unsafeQuote('x') }}", c: "${{ quote(vars.a) }}"}
+`),
+			want: []string{"8:17 warning quoting: stay visible", "8:45 warning quoting: use quote()"},
+		},
+		"Empty": {
+			reason: "an empty expression ends evaluation",
+			text:   task("{name: a, value: b}", "  - uses: compose-output\n    config: {a: \"x ${{}} ${{ vars.a }}\"}\n"),
+			want:   []string{"8:20 warning empty-expression"},
+		},
+		"Unevaluated": {
+			reason: "templates where Kargo sees none",
+			text:   task("{name: a, value: b}", "  - uses: compose-output\n    config: {a: \"{{ vars.a }}\", \"${{ vars.a }}\": 1, c: \"{{ .Values.a }}\"}\n"),
+			want:   []string{"8:18 warning unevaluated: write ${{", "8:33 warning unevaluated: keys are never evaluated"},
+		},
+		"Conditions": {
+			reason: "a condition is an expression that yields a bool",
+			text: task("", `  - {uses: fail, if: success()}
+  - {uses: fail, if: "${{ 1 + 1 }}"}
+  - {uses: fail, if: "${{ true }} "}
+  - {uses: fail, if: "not ${{ false }}"}
+  - {uses: fail, if: "${{ failure() }}"}
+`),
+			want: []string{"7:22 error condition: plain text", "8:22 error condition: not a number", "10:22 warning condition"},
+		},
+		"StructInVariable": {
+			reason: "in a variable a struct has JSON keys",
+			text: task("{name: i, value: \"${{ imageFrom('r') }}\"}", `  - uses: compose-output
+    config: {a: "${{ vars.i.Tag }}", b: "x${{ vars.i.tag }}"}
+`),
+			want: []string{"8:29 error always-null: write vars.i.tag"},
+		},
+		"Separator": {
+			reason: "an alias with :: is one of a task's step",
+			text:   task("", "  - {uses: compose-output, as: \"a::b\", config: {a: 1}}\n  - {uses: compose-output, as: Get, config: {a: 1}}\n"),
+			want:   []string{"7:28 warning alias: use another separator", "8:28 warning alias: is a method"},
+		},
+		"ConfigNotAnObject": {
+			reason: "as Kargo says only when it runs",
+			text:   task("", "  - {uses: compose-output, config: [a]}\n"),
+			want:   []string{"7:28 error config: must be an object"},
+		},
+		"Document": {
+			reason: "a document that cannot be read",
+			text:   "apiVersion: kargo.akuity.io/v1alpha1\nkind: PromotionTask\nmetadata: {name: t}\nspec:\n  step: []\n",
+			want:   []string{"5:3 error document: did you mean \"steps\""},
+		},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			findings := run(t, tc.text)
+			var got, want []string
+			for i, f := range findings {
+				place := fmt.Sprintf("%d:%d %s %s", f.Line, f.Column, f.Severity, f.Rule)
+				got = append(got, place)
+				if i >= len(tc.want) {
+					continue
+				}
+				if _, text, ok := strings.Cut(tc.want[i], ": "); ok && !strings.Contains(f.Message+"; "+f.Remedy, text) {
+					t.Errorf("%s: finding %d is %q, want %q in it", tc.reason, i, f, text)
+				}
+			}
+			for _, w := range tc.want {
+				place, _, _ := strings.Cut(w, ": ")
+				want = append(want, place)
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("%s (-want +got):\n%s\n%s", tc.reason, diff, strings.Join(texts(findings), "\n"))
+			}
+		})
+	}
+}
+
+func texts(findings []lint.Finding) []string {
+	out := make([]string, len(findings))
+	for i, f := range findings {
+		out[i] = f.String()
+	}
+	return out
+}
