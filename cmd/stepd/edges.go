@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/pflag"
 
@@ -10,7 +12,9 @@ import (
 	"github.com/stepd/stepd/internal/credentials"
 	"github.com/stepd/stepd/internal/effects"
 	"github.com/stepd/stepd/internal/gitremote"
+	"github.com/stepd/stepd/internal/ociart"
 	"github.com/stepd/stepd/internal/redact"
+	"github.com/stepd/stepd/internal/sigverify"
 	"github.com/stepd/stepd/internal/verification"
 	"github.com/stepd/stepd/runner"
 	"github.com/stepd/stepd/runner/kargoapi"
@@ -18,6 +22,8 @@ import (
 	"github.com/stepd/stepd/schemas"
 	"github.com/stepd/stepd/steps"
 	"github.com/stepd/stepd/steps/builtin"
+	"github.com/stepd/stepd/steps/configapply"
+	"github.com/stepd/stepd/steps/ociverified"
 )
 
 // edges are the ways out of a local run: the registry of steps built on them,
@@ -46,7 +52,15 @@ func newEdges(a *app, _ edgeFlags, live bool, set *load.Set, stateSecrets *redac
 		}),
 		credentials.Local(credentials.LocalOptions{}),
 	)))
-	e.capabilities = steps.Capabilities{Credentials: source}
+	e.capabilities = steps.Capabilities{
+		Credentials: source,
+		GitUser:     a.redactor.GitUser(gitUserOf(set)),
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return nil, fmt.Errorf("cannot find a place for caches: %w; set XDG_CACHE_HOME", err)
+	}
+	registries := &ociart.Transports{}
 
 	b := builtin.Edges{ArgoCDNamespace: os.Getenv("ARGOCD_NAMESPACE"), GitPolicy: builtin.IntegrationPolicy(os.Getenv("GIT_PUSH_INTEGRATION_POLICY"))}
 	if live {
@@ -58,7 +72,20 @@ func newEdges(a *app, _ edgeFlags, live bool, set *load.Set, stateSecrets *redac
 	}
 	b.ArgoCD = argocd.NewRecorder(e.effects, live)
 
-	registry, err := runner.NewRegistry(builtin.Registrations(b)...)
+	b.Registries = registries
+
+	regs := append(builtin.Registrations(b),
+		ociverified.New(ociverified.Options{
+			Transports: registries,
+			Secrets:    a.redactor.Secrets(documentSecrets{set}),
+			Trust:      ociverified.BesideConfig{},
+			TUF:        &sigverify.TUF{CacheDir: filepath.Join(cache, "stepd", "tuf")},
+			Ledger:     e.ledger,
+			UserAgent:  "stepd/" + readVersion().Version,
+		}),
+		configapply.New(configapply.Options{Ledger: e.ledger}),
+	)
+	registry, err := runner.NewRegistry(regs...)
 	if err != nil {
 		return nil, err
 	}
@@ -91,6 +118,20 @@ func secretsOf(set *load.Set) func(context.Context, string) ([]credentials.Secre
 		}
 		return out, nil
 	}
+}
+
+// documentSecrets serves secretRef from the Secrets among the documents.
+type documentSecrets struct{ set *load.Set }
+
+// Secret implements steps.SecretSource.
+func (d documentSecrets) Secret(_ context.Context, project, name string) (map[string][]byte, error) {
+	for _, doc := range load.Of[*kargoapi.Secret](d.set) {
+		if doc.Name == name && (doc.Namespace == "" || doc.Namespace == project) {
+			s, _ := load.As[*kargoapi.Secret](doc)
+			return s.Values(), nil
+		}
+	}
+	return nil, fmt.Errorf("no Secret %q of project %q among the documents; load it with -f", name, project)
 }
 
 // stepKinds returns a registry that describes every kind of step but has no

@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/stepd/stepd/runner/kargoapi"
+	"github.com/stepd/stepd/runner/load"
+	"github.com/stepd/stepd/steps"
+)
+
+// gitUserOf resolves the system's git identity as Kargo's controller does
+// (compat.md 6.5): the ClusterConfig among the documents, else the environment,
+// else Kargo's defaults.
+func gitUserOf(set *load.Set) steps.GitUserSource { return systemGitUser{set} }
+
+type systemGitUser struct{ set *load.Set }
+
+// GitUser implements steps.GitUserSource.
+func (g systemGitUser) GitUser(context.Context) (steps.GitUser, error) {
+	u := steps.GitUser{Name: os.Getenv("GITCLIENT_NAME"), Email: os.Getenv("GITCLIENT_EMAIL")}
+	if u.Name == "" {
+		u.Name = "Kargo"
+	}
+	if u.Email == "" {
+		u.Email = "no-reply@kargo.io"
+	}
+	if path := os.Getenv("GITCLIENT_SIGNING_KEY_PATH"); path != "" {
+		key, err := os.ReadFile(path)
+		if err != nil {
+			return steps.GitUser{}, fmt.Errorf("cannot read the git signing key of GITCLIENT_SIGNING_KEY_PATH: %w", err)
+		}
+		u.SigningKey, u.SigningKeyType = string(key), keyType(os.Getenv("GITCLIENT_SIGNING_KEY_TYPE"))
+	}
+	for _, d := range load.Of[*kargoapi.ClusterConfig](g.set) {
+		config, _ := load.As[*kargoapi.ClusterConfig](d)
+		client := config.Spec.GitClient
+		if client == nil {
+			continue
+		}
+		u.Name, u.Email = client.Name, client.Email
+		if client.SigningKeySecret == nil {
+			continue
+		}
+		key, err := g.signingKey(client.SigningKeySecret.Name)
+		if err != nil {
+			return steps.GitUser{}, err
+		}
+		u.SigningKey, u.SigningKeyType = key, keyType("")
+	}
+	return u, nil
+}
+
+// signingKey reads the key of a Secret in the system namespace; locally that is
+// any Secret of the name.
+func (g systemGitUser) signingKey(name string) (string, error) {
+	for _, d := range load.Of[*kargoapi.Secret](g.set) {
+		if d.Name == name {
+			s, _ := load.As[*kargoapi.Secret](d)
+			return string(s.Values()["signingKey"]), nil
+		}
+	}
+	return "", fmt.Errorf("cannot find the git signing key: no Secret %q, which the ClusterConfig names, is among the documents", name)
+}
+
+func keyType(s string) string {
+	if s == "" {
+		return "gpg"
+	}
+	return s
+}
