@@ -62,7 +62,7 @@ func newEdges(a *app, _ edgeFlags, live bool, set *load.Set, stateSecrets *redac
 	}
 	registries := &ociart.Transports{}
 
-	b := builtin.Edges{ArgoCDNamespace: os.Getenv("ARGOCD_NAMESPACE"), GitPolicy: builtin.IntegrationPolicy(os.Getenv("GIT_PUSH_INTEGRATION_POLICY"))}
+	b := builtin.Edges{Registries: registries, ArgoCDNamespace: os.Getenv("ARGOCD_NAMESPACE"), GitPolicy: builtin.IntegrationPolicy(os.Getenv("GIT_PUSH_INTEGRATION_POLICY"))}
 	if live {
 		b.Git = gitremote.Live(e.effects)
 	} else {

@@ -8,6 +8,7 @@ func verbs(a *app) []*cobra.Command {
 		newLintCommand(a),
 		newRunCommand(a),
 		newSchemaCommand(a),
+		newVerifyCommand(a),
 		newVersionCommand(a),
 	}
 }

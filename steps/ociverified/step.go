@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -279,18 +280,23 @@ func (r *runner) download(ctx context.Context, workDir, out string, cfg *config,
 			return steps.Terminal(fmt.Errorf("file already exists at %s and overwrite is not allowed", cfg.OutPath))
 		}
 	}
+	return a.write(ctx, root, out, cfg.AllowOverwrite)
+}
+
+// write fetches the layer and puts it in place.
+func (a *Accepted) write(ctx context.Context, root *os.Root, out string, overwrite bool) error {
 	if a.Layer.Size <= inMemory {
-		content, err := a.repository.Blob(ctx, a.Layer, cfg.MaxSize)
+		content, err := a.repository.Blob(ctx, a.Layer, a.Layer.Size)
 		if err != nil {
 			return err
 		}
-		return writeFile(root, out, cfg.AllowOverwrite, func(f *os.File) error {
+		return writeFile(root, out, overwrite, func(f *os.File) error {
 			_, err := f.Write(content)
 			return err
 		})
 	}
-	return writeFile(root, out, cfg.AllowOverwrite, func(f *os.File) error {
-		return a.repository.FetchBlob(ctx, a.Layer, cfg.MaxSize, func() (io.Writer, error) {
+	return writeFile(root, out, overwrite, func(f *os.File) error {
+		return a.repository.FetchBlob(ctx, a.Layer, a.Layer.Size, func() (io.Writer, error) {
 			if _, err := f.Seek(0, io.SeekStart); err != nil {
 				return nil, err
 			}
@@ -314,4 +320,40 @@ func result(err error) (steps.Result, error) {
 	default:
 		return steps.Result{Status: steps.Errored, Message: err.Error()}, err
 	}
+}
+
+// Verify runs the same verification without a promotion: sc.Config is the
+// step's config, whose outPath is ignored. explain may be nil.
+func Verify(ctx context.Context, o Options, sc *steps.Context, explain func(sigverify.Check)) (*Accepted, error) {
+	o = o.withDefaults()
+	ctx, cancel := context.WithTimeout(ctx, o.Deadline)
+	defer cancel()
+	cfg, err := decode(sc.Config)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", steps.ErrConfig, err)
+	}
+	a, err := o.accept(ctx, sc, &cfg, o.Credentials, explain)
+	if err != nil {
+		_, err = result(err)
+		return nil, err
+	}
+	return a, nil
+}
+
+// Download writes the accepted layer to a file, whole or not at all, replacing
+// what is there.
+func (a *Accepted) Download(ctx context.Context, file string) error {
+	root, err := os.OpenRoot(filepath.Dir(file))
+	if err != nil {
+		return fmt.Errorf("cannot open the directory of %s: %w", file, err)
+	}
+	defer func() { _ = root.Close() }()
+	return a.write(ctx, root, filepath.Base(file), true)
+}
+
+// Output is the step's output, without a path.
+func (a *Accepted) Output() map[string]any {
+	out := a.output("")
+	delete(out, "path")
+	return out
 }

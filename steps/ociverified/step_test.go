@@ -168,7 +168,10 @@ func TestOutcomes(t *testing.T) {
 		"registry fails": {
 			reason: "a failing registry may be tried again",
 			change: func(_ *testing.T, h *harness) {
-				h.registry.Hijack = func(_ int, w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(http.StatusInternalServerError); return true }
+				h.registry.Hijack = func(_ int, w http.ResponseWriter, _ *http.Request) bool {
+					w.WriteHeader(http.StatusInternalServerError)
+					return true
+				}
 			},
 			status: steps.Errored,
 		},
