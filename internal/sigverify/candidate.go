@@ -32,6 +32,8 @@ type candidate struct {
 	// payload is what a message signature is over, when that is not the
 	// artifact's manifest: the legacy format's simple signing payload.
 	payload []byte
+	// envelope is a legacy attestation as it was stored; nil for all others.
+	envelope []byte
 	// load, if not nil, is what is left to do for a large candidate, so that
 	// only one of those is in memory at a time.
 	load func(ctx context.Context) (candidate, error)

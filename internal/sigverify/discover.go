@@ -185,7 +185,7 @@ func (d *discovery) legacyAttestation(ctx context.Context, name string, layer oc
 		if err != nil {
 			return candidate{}, err
 		}
-		return candidate{name: name, format: Legacy, bundle: b}, nil
+		return candidate{name: name, format: Legacy, bundle: b, envelope: envelope}, nil
 	})
 }
 

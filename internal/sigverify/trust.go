@@ -198,3 +198,34 @@ func mkdirPrivate(dir string) error {
 	}
 	return nil
 }
+
+// envelopeStamps is trust for a legacy attestation: Cosign v2 has the whole
+// stored envelope timestamped (cmd/cosign/cli/attest), which holds the
+// signature, and Cosign v3 the signature alone, as everybody else does.
+type envelopeStamps struct {
+	root.TrustedMaterial
+	envelope []byte
+}
+
+// TimestampingAuthorities implements root.TrustedMaterial.
+func (e envelopeStamps) TimestampingAuthorities() []root.TimestampingAuthority {
+	authorities := e.TrustedMaterial.TimestampingAuthorities()
+	out := make([]root.TimestampingAuthority, len(authorities))
+	for i, a := range authorities {
+		out[i] = envelopeAuthority{a, e.envelope}
+	}
+	return out
+}
+
+type envelopeAuthority struct {
+	root.TimestampingAuthority
+	envelope []byte
+}
+
+// Verify implements root.TimestampingAuthority.
+func (a envelopeAuthority) Verify(stamp, signature []byte) (*root.Timestamp, error) {
+	if ts, err := a.TimestampingAuthority.Verify(stamp, signature); err == nil {
+		return ts, nil
+	}
+	return a.TimestampingAuthority.Verify(stamp, a.envelope)
+}

@@ -223,6 +223,9 @@ func (v *verifier) sigstore(c candidate, opts verifierOptions, keyless bool) (*v
 }
 
 func (v *verifier) sigstoreWith(c candidate, opts verifierOptions, trust root.TrustedMaterial, who verify.PolicyOption) (*verify.VerificationResult, error) {
+	if c.envelope != nil {
+		trust = envelopeStamps{trust, c.envelope}
+	}
 	sv, err := verify.NewVerifier(trust, opts.list...)
 	if err != nil {
 		return nil, fmt.Errorf("cannot set up the verification: %w", err)
