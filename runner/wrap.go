@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/stepd/stepd/internal/configschema"
@@ -40,9 +41,17 @@ type ConfigError struct {
 	Violations []configschema.Violation
 }
 
-// Error implements error in Kargo's words.
+// Error implements error in Kargo's words, with a hint after each violation
+// where there is one.
 func (e *ConfigError) Error() string {
-	return fmt.Sprintf("invalid %s config: %s", e.Kind, configschema.Messages(e.Violations))
+	lines := make([]string, len(e.Violations))
+	for i, v := range e.Violations {
+		lines[i] = v.Message
+		if v.Hint != "" {
+			lines[i] += "; " + v.Hint
+		}
+	}
+	return fmt.Sprintf("invalid %s config: %s", e.Kind, strings.Join(lines, "\n"))
 }
 
 // Unwrap makes the error a steps.ErrConfig.
