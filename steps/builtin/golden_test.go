@@ -23,7 +23,7 @@ import (
 func dataSteps() map[string]steps.Registration {
 	kinds := map[string]steps.Registration{}
 	for _, reg := range []steps.Registration{
-		YAMLUpdate(),
+		JSONParse(), JSONUpdate(), TOMLParse(), TOMLUpdate(), YAMLParse(), YAMLUpdate(),
 	} {
 		kinds[reg.Name] = reg
 	}
@@ -56,7 +56,7 @@ type goldenAnswer struct {
 // expressions, and compares with what real Kargo code answered. All cases,
 // these included, run through the whole program in scripts/check-golden.sh.
 func TestGoldenData(t *testing.T) {
-	cases, err := filepath.Glob(sharedata.Path(t, "kargo", "golden", "cases", "*.yaml"))
+	cases, err := filepath.Glob(filepath.Join(sharedata.Path(t, "kargo", "golden", "cases"), "*.yaml"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -41,6 +41,11 @@ func Registrations(e Edges) []steps.Registration {
 		GitCommit(),
 		GitPush(e.Git, e.GitPolicy, e.Wait),
 		OCIDownload(e.Registries),
+		JSONParse(),
+		JSONUpdate(),
+		TOMLParse(),
+		TOMLUpdate(),
+		YAMLParse(),
 		YAMLUpdate(),
 	}
 }

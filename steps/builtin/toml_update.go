@@ -1,0 +1,210 @@
+package builtin
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+	"github.com/pelletier/go-toml/v2/unstable"
+
+	"github.com/stepd/stepd/internal/yamledit"
+	"github.com/stepd/stepd/steps"
+)
+
+// TOMLUpdate is `toml-update`: it sets scalars in a TOML file and leaves the
+// rest of the text alone. Keys have the syntax of yaml-update; nothing is
+// created. Like Kargo it writes every number as a float.
+func TOMLUpdate() steps.Registration { return stateless("toml-update", runTOMLUpdate) }
+
+func runTOMLUpdate(_ context.Context, sc *steps.Context) (steps.Result, error) {
+	cfg, err := decodeConfig[updatesConfig](sc)
+	if err != nil {
+		return failed(err)
+	}
+	file, err := within(sc, cfg.Path)
+	if err != nil {
+		return errored(err)
+	}
+	fail := func(format string, args ...any) (steps.Result, error) {
+		return errored(relativeTo(sc.WorkDir, fmt.Errorf("TOML file update failed: "+format, args...)))
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return fail("error reading TOML file %q: %w", cfg.Path, err)
+	}
+	lines := make([]string, len(cfg.Updates))
+	for i, u := range cfg.Updates {
+		value, err := decodeValue(u.Value)
+		if err != nil {
+			return failed(err)
+		}
+		rendered, err := tomlValue(value)
+		if err != nil {
+			return fail("value for key %q: %w", u.Key, err)
+		}
+		lines[i] = "- " + u.Key + ": " + rendered
+		at, err := findTOML(text, u.Key)
+		if err != nil {
+			return fail("%s: key %q: %w", cfg.Path, u.Key, err)
+		}
+		edited := bytes.Join([][]byte{text[:at.Offset], text[at.Offset+at.Length:]}, []byte(rendered))
+		if err := toml.Unmarshal(edited, &map[string]any{}); err != nil {
+			return fail("%s: key %q cannot be changed safely: %w", cfg.Path, u.Key, err)
+		}
+		text = edited
+	}
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		return fail("error writing TOML file %q: %w", cfg.Path, err)
+	}
+	return succeeded(map[string]any{"commitMessage": "Updated " + cfg.Path + "\n\n" + strings.Join(lines, "\n")})
+}
+
+// tomlValue renders a scalar as go-toml does.
+func tomlValue(v any) (string, error) {
+	switch n := v.(type) {
+	case string, bool:
+	case json.Number:
+		f, err := n.Float64()
+		if err != nil {
+			return "", err
+		}
+		v = f
+	default:
+		return "", errors.New("it is not a scalar type")
+	}
+	text, err := toml.Marshal(map[string]any{"v": v})
+	if err != nil {
+		return "", err
+	}
+	return strings.TrimSuffix(strings.TrimPrefix(string(text), "v = "), "\n"), nil
+}
+
+// findTOML returns where the scalar at key is in the text.
+func findTOML(text []byte, key string) (unstable.Range, error) {
+	want, err := yamledit.SplitKey(key)
+	if err != nil {
+		return unstable.Range{}, err
+	}
+	// go-toml's parser accepts a little more than TOML; what comes of the edit
+	// must be readable anyway.
+	if err := toml.Unmarshal(text, &map[string]any{}); err != nil {
+		return unstable.Range{}, err
+	}
+	f := tomlFinder{want: want}
+	f.parser.Reset(text)
+	arrays := map[string]int{}
+	var table []string
+	for f.parser.NextExpression() {
+		e := f.parser.Expression()
+		switch e.Kind {
+		case unstable.Table:
+			table = withIndices(tomlKey(e), arrays)
+		case unstable.ArrayTable:
+			key := tomlKey(e)
+			last := len(key) - 1
+			joined := strings.Join(key, "\x00")
+			n, seen := arrays[joined]
+			if seen {
+				n++
+			}
+			// What is below the previous element starts to count anew.
+			for k := range arrays {
+				if strings.HasPrefix(k, joined+"\x00") {
+					delete(arrays, k)
+				}
+			}
+			arrays[joined] = n
+			table = append(withIndices(key[:last], arrays), key[last], strconv.Itoa(n))
+		case unstable.KeyValue:
+			f.keyValue(table, e)
+		}
+	}
+	switch {
+	case f.parser.Error() != nil:
+		return unstable.Range{}, f.parser.Error()
+	case f.found != nil:
+		return *f.found, nil
+	case f.notScalar:
+		return unstable.Range{}, errors.New("key path does not address a scalar")
+	}
+	return unstable.Range{}, errors.New("key path not found")
+}
+
+// withIndices inserts, after every array of tables on a path, the index of its
+// current element.
+func withIndices(path []string, arrays map[string]int) []string {
+	var full []string
+	for i, part := range path {
+		full = append(full, part)
+		if n, ok := arrays[strings.Join(path[:i+1], "\x00")]; ok {
+			full = append(full, strconv.Itoa(n))
+		}
+	}
+	return full
+}
+
+type tomlFinder struct {
+	parser    unstable.Parser
+	want      []string
+	found     *unstable.Range
+	notScalar bool
+}
+
+func (f *tomlFinder) keyValue(table []string, e *unstable.Node) {
+	path := append(table[:len(table):len(table)], tomlKey(e)...)
+	f.value(path, e.Value())
+}
+
+func (f *tomlFinder) value(path []string, v *unstable.Node) {
+	if f.found != nil || len(path) > len(f.want) || !equalParts(path, f.want[:len(path)]) {
+		return
+	}
+	switch v.Kind {
+	case unstable.InlineTable:
+		for it := v.Children(); it.Next(); {
+			f.keyValue(path, it.Node())
+		}
+	case unstable.Array:
+		i := 0
+		for it := v.Children(); it.Next(); {
+			if it.Node().Kind == unstable.Comment {
+				continue
+			}
+			f.value(append(path[:len(path):len(path)], strconv.Itoa(i)), it.Node())
+			i++
+		}
+	default:
+		if len(path) == len(f.want) {
+			at := v.Raw
+			if at.Length == 0 { // bools and dates carry no range, only their bytes
+				at = f.parser.Range(v.Data)
+			}
+			f.found = &at
+		}
+		return
+	}
+	f.notScalar = f.notScalar || len(path) == len(f.want)
+}
+
+func equalParts(a, b []string) bool {
+	for i := range a {
+		if a[i] != b[i] {
+			return false
+		}
+	}
+	return true
+}
+
+func tomlKey(e *unstable.Node) []string {
+	var parts []string
+	for it := e.Key(); it.Next(); {
+		parts = append(parts, string(it.Node().Data))
+	}
+	return parts
+}
