@@ -1,6 +1,10 @@
 package repourl
 
-import "testing"
+import (
+	"net/url"
+	"strings"
+	"testing"
+)
 
 // Conformance H1.
 func TestGit(t *testing.T) {
@@ -62,16 +66,21 @@ func TestCommit(t *testing.T) {
 	}
 }
 
+// Whatever the input, a URL without a host has no page, and what image
+// normalisation accepts it accepts again, unchanged.
 func FuzzNormalise(f *testing.F) {
 	for _, s := range []string{"https://U:P@H.io/A/b.git/", "git@h.io:a/b.git", "docker.io/library/redis", "OCI://Docker.io/x/y", "ssh://a@b:1/c"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		for name, normalise := range map[string]func(string) string{"git": Git, "image": Image, "helm": Helm} {
-			if normalise(s) != normalise(s) {
-				t.Errorf("%s: %q is not deterministic", name, s)
-			}
+		if page, ok := Page(s); ok != strings.HasPrefix(page, "https://") {
+			t.Errorf("Page(%q) = %q, %v", s, page, ok)
 		}
-		Commit("", s, "abc")
+		if u, err := url.Parse(Git(s)); err == nil && Git(s) != s && u.User != nil && u.Scheme != "ssh" {
+			t.Errorf("Git(%q) = %q keeps user info", s, Git(s))
+		}
+		if name, ok := image(s); ok && strings.ContainsAny(name, "@ ") {
+			t.Errorf("image(%q) = %q", s, name)
+		}
 	})
 }

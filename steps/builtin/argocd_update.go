@@ -170,7 +170,7 @@ func (r argocdAppRef) find(ctx context.Context, apps argocd.Applications, query 
 // or a pattern, spoils it.
 func checkAuthorized(app *argocd.Application, project, stage string) error {
 	refuse := func(why string) error {
-		return fmt.Errorf("Argo CD Application %q in namespace %q does not permit changes by Stage %q of project %q: %s", //nolint:revive,staticcheck // starts with a name
+		return fmt.Errorf("Argo CD Application %q in namespace %q does not permit changes by Stage %q of project %q: %s", //nolint:staticcheck // starts with a name
 			app.Metadata.Name, app.Metadata.Namespace, stage, project, why)
 	}
 	annotation, ok := app.Metadata.Annotations[argocd.AuthorizedStageAnnotation]
@@ -259,7 +259,7 @@ func syncFailure(app *argocd.Application) error {
 	if state.Phase == argocd.Succeeded {
 		return nil
 	}
-	return fmt.Errorf("Argo CD Application %q in namespace %q failed with: %s", app.Metadata.Name, app.Metadata.Namespace, state.Message) //nolint:revive,staticcheck // starts with a name
+	return fmt.Errorf("Argo CD Application %q in namespace %q failed with: %s", app.Metadata.Name, app.Metadata.Namespace, state.Message) //nolint:staticcheck // starts with a name
 }
 
 func syncOperation(app *argocd.Application, sc *steps.Context) map[string]any {

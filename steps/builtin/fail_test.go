@@ -27,7 +27,7 @@ func TestF34Fail(t *testing.T) {
 func TestComposeOutput(t *testing.T) {
 	p := newPromotion(t)
 	cfg := config{"x": 1, "y": []any{"two", nil}}
-	if diff := cmp.Diff(map[string]any(cfg), p.must(ComposeOutput(), cfg)); diff != "" {
+	if diff := cmp.Diff(cfg, p.must(ComposeOutput(), cfg)); diff != "" {
 		t.Errorf("output (-config +output):\n%s", diff)
 	}
 	r, err := p.run(ComposeOutput(), config{})

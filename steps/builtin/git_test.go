@@ -295,7 +295,7 @@ func TestCredentialsAreForOneServer(t *testing.T) {
 	other := gitopsServer(t)
 	var seen []string
 	var mu sync.Mutex
-	other.Wrap(func(next http.Handler) http.Handler {
+	other.Wrap(func(http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			mu.Lock()
 			seen = append(seen, r.Header.Get("Authorization"))

@@ -3,6 +3,7 @@ package builtin
 import (
 	"github.com/stepd/stepd/internal/argocd"
 	"github.com/stepd/stepd/internal/gitremote"
+	"github.com/stepd/stepd/internal/httpedge"
 	"github.com/stepd/stepd/internal/ociart"
 	"github.com/stepd/stepd/steps"
 )
@@ -23,6 +24,11 @@ type Edges struct {
 	// Registries is where OCI registries are reached through; nil is a pool of
 	// its own.
 	Registries *ociart.Transports
+	// HTTP sends the requests of `http`, and Downloads those of
+	// `http-download`, which only reads. Required.
+	HTTP, Downloads httpedge.Edge
+	// Resources has the project's Stages and Freight. Required.
+	Resources Resources
 	// Wait pauses between a step's own attempts; nil waits for real.
 	Wait Wait
 }
@@ -36,15 +42,24 @@ func Registrations(e Edges) []steps.Registration {
 		ArgoCDUpdate(e.ArgoCD, e.ArgoCDNamespace),
 		ComposeOutput(),
 		Copy(),
+		Delete(),
 		Fail(),
+		FileWrite(),
+		GitClear(),
 		GitClone(e.Git),
 		GitCommit(),
 		GitPush(e.Git, e.GitPolicy, e.Wait),
-		OCIDownload(e.Registries),
+		GitTag(),
+		HTTP(e.HTTP),
+		HTTPDownload(e.Downloads),
 		JSONParse(),
 		JSONUpdate(),
+		OCIDownload(e.Registries),
+		SetFreightAlias(e.Resources),
+		SetMetadata(e.Resources),
 		TOMLParse(),
 		TOMLUpdate(),
+		Untar(),
 		YAMLParse(),
 		YAMLUpdate(),
 	}
