@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 
 	"github.com/stepd/stepd/runner/kargoapi"
@@ -30,6 +31,7 @@ type DocumentData struct {
 	warehouses map[string]*kargoapi.Warehouse // by name; hides documents
 	stages     map[string]map[string]json.RawMessage
 	freight    map[string]map[string]json.RawMessage
+	aliases    map[string]string // set during the run, by Freight name
 	extra      []*kargoapi.Freight
 }
 
@@ -45,6 +47,7 @@ func NewDocumentData(set *load.Set, project, sharedNamespace string) *DocumentDa
 		warehouses: map[string]*kargoapi.Warehouse{},
 		stages:     map[string]map[string]json.RawMessage{},
 		freight:    map[string]map[string]json.RawMessage{},
+		aliases:    map[string]string{},
 	}
 }
 
@@ -156,6 +159,33 @@ func (d *DocumentData) SetStageMetadata(_ context.Context, project, name string,
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.stages[name] = overlaid(d.stages[name], values)
+	return nil
+}
+
+// SetFreightAlias gives a piece of Freight another alias for this run. An
+// alias belongs to one piece of Freight of a project.
+func (d *DocumentData) SetFreightAlias(_ context.Context, project, name, newAlias string) error {
+	if d.findFreight(project, name) == nil {
+		return fmt.Errorf("Freight %q not found in namespace %q", name, project) //nolint:staticcheck // a kind, as Kargo writes it
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	all := slices.Clone(d.extra)
+	for _, doc := range load.Of[*kargoapi.Freight](d.set) {
+		if f, ok := doc.Object.(*kargoapi.Freight); ok && (doc.Namespace == "" || doc.Namespace == project) {
+			all = append(all, f)
+		}
+	}
+	for _, f := range all {
+		now, renamed := d.aliases[f.Name]
+		if !renamed {
+			now = alias(f)
+		}
+		if f.Name != name && now == newAlias {
+			return fmt.Errorf("alias %q is already used by Freight %q", newAlias, f.Name)
+		}
+	}
+	d.aliases[name] = newAlias
 	return nil
 }
 

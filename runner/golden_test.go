@@ -16,8 +16,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/stepd/stepd/internal/argocd"
 	"github.com/stepd/stepd/internal/effects"
 	"github.com/stepd/stepd/internal/gitremote"
+	"github.com/stepd/stepd/internal/httpedge"
 	"github.com/stepd/stepd/internal/sharedata"
 	"github.com/stepd/stepd/runner"
 	"github.com/stepd/stepd/runner/load"
@@ -89,7 +91,15 @@ func runGolden(t *testing.T, text string, want golden) {
 		}
 		t.Fatalf("refused: %v", err)
 	}
-	reg, err := runner.NewRegistry(builtin.Registrations(builtin.Edges{Git: gitremote.Live(&effects.Log{})})...)
+	log := &effects.Log{}
+	resources, ok := resolved.Data.(builtin.Resources)
+	if !ok {
+		t.Fatalf("%T keeps no metadata", resolved.Data)
+	}
+	reg, err := runner.NewRegistry(builtin.Registrations(builtin.Edges{
+		Git: gitremote.Live(log), HTTP: httpedge.Live(log), Downloads: httpedge.Live(log),
+		ArgoCD: argocd.NewRecorder(log, true), Resources: resources,
+	})...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,11 +12,13 @@ import (
 	"github.com/stepd/stepd/internal/credentials"
 	"github.com/stepd/stepd/internal/effects"
 	"github.com/stepd/stepd/internal/gitremote"
+	"github.com/stepd/stepd/internal/httpedge"
 	"github.com/stepd/stepd/internal/ociart"
 	"github.com/stepd/stepd/internal/redact"
 	"github.com/stepd/stepd/internal/sigverify"
 	"github.com/stepd/stepd/internal/verification"
 	"github.com/stepd/stepd/runner"
+	"github.com/stepd/stepd/runner/expr"
 	"github.com/stepd/stepd/runner/kargoapi"
 	"github.com/stepd/stepd/runner/load"
 	"github.com/stepd/stepd/schemas"
@@ -38,13 +40,17 @@ type edges struct {
 }
 
 // edgeFlags are the settings of edges.
-type edgeFlags struct{}
+type edgeFlags struct {
+	allowHTTP []string
+}
 
-func (f *edgeFlags) add(*pflag.FlagSet) {}
+func (f *edgeFlags) add(fl *pflag.FlagSet) {
+	fl.StringArrayVar(&f.allowHTTP, "allow-http", nil, "in a dry run, really send GET and HEAD requests of http steps to URLs below this one (repeatable)")
+}
 
 // newEdges makes the edges of one run. Credentials are made known to the
 // redactor, and to stateSecrets, before a step gets them.
-func newEdges(a *app, _ edgeFlags, live bool, set *load.Set, stateSecrets *redact.Redactor) (*edges, error) {
+func newEdges(a *app, f edgeFlags, live bool, set *load.Set, data expr.Data, stateSecrets *redact.Redactor) (*edges, error) {
 	e := &edges{effects: &effects.Log{}, ledger: &verification.Memory{}}
 	source := stateSecrets.Credentials(a.redactor.Credentials(credentials.Chain(
 		credentials.FromSecrets(secretsOf(set), credentials.SecretOptions{
@@ -65,10 +71,20 @@ func newEdges(a *app, _ edgeFlags, live bool, set *load.Set, stateSecrets *redac
 	b := builtin.Edges{Registries: registries, ArgoCDNamespace: os.Getenv("ARGOCD_NAMESPACE"), GitPolicy: builtin.IntegrationPolicy(os.Getenv("GIT_PUSH_INTEGRATION_POLICY"))}
 	if live {
 		b.Git = gitremote.Live(e.effects)
+		b.HTTP = httpedge.Live(e.effects)
 	} else {
 		scratch := gitremote.NewScratch(e.effects)
 		e.closers = append(e.closers, scratch.Close)
 		b.Git = scratch
+		allow, err := httpedge.AllowPrefixes(f.allowHTTP...)
+		if err != nil {
+			return nil, fmt.Errorf("--allow-http: %w", err)
+		}
+		b.HTTP = httpedge.Recorder(e.effects, allow)
+	}
+	b.Downloads = httpedge.Live(e.effects)
+	if store, ok := data.(builtin.Resources); ok {
+		b.Resources = builtin.Logged(store, e.effects, false)
 	}
 	b.ArgoCD = argocd.NewRecorder(e.effects, live)
 

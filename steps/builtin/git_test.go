@@ -365,7 +365,7 @@ func TestPushRetriesARace(t *testing.T) {
 			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				if strings.HasSuffix(r.URL.Path, "/info/refs") && r.URL.Query().Get("service") == "git-receive-pack" && races < tc.races {
 					races++
-					if _, err := server.Commit("gitops.git", gittest.Change{Message: "race", Files: gittest.Files(map[string]string{fmt.Sprintf("theirs-%d", races): "x"})}); err != nil {
+					if _, err := server.Commit("gitops.git", gittest.Change{Message: "race", Files: gittest.Files(map[string]string{fmt.Sprintf("theirs-%d", races): "x"})}); err != nil { //nolint:contextcheck // the test server makes its own
 						t.Error(err)
 					}
 				}
@@ -468,3 +468,41 @@ func TestH9AuthorWithoutKey(t *testing.T) {
 type gitUserFunc func() (steps.GitUser, error)
 
 func (f gitUserFunc) GitUser(context.Context) (steps.GitUser, error) { return f() }
+
+func TestClearAndTag(t *testing.T) {
+	server := gitopsServer(t)
+	p := newPromotion(t)
+	git := liveGit(p)
+	p.must(git.clone, config{"repoURL": server.RepoURL("gitops.git"), "checkout": []any{config{"branch": "main", "path": "g"}}})
+	p.write("g/untracked", "x")
+	if out := p.must(GitClear(), config{"path": "g"}); out != nil {
+		t.Errorf("git-clear has output %v", out)
+	}
+	if p.exists("g/untracked") || p.exists("g/services") || !p.exists("g/.git") {
+		t.Error("git-clear left files, or took .git")
+	}
+	p.must(GitClear(), config{"path": "g"}) // nothing to clear
+	p.write("g/rendered", "r")
+	committed := p.must(git.commit, config{"path": "g", "message": "m"})
+	tagged := p.must(GitTag(), config{"path": "g", "tag": "v1", "message": "release\n# one"})
+	if tagged["commit"] != committed["commit"] {
+		t.Errorf("tagged %v, want %v", tagged["commit"], committed["commit"])
+	}
+	r, err := p.run(GitTag(), config{"path": "g", "tag": "v1", "message": "again"})
+	outcome{steps.Errored, false, "already exists"}.check(t, "an existing tag", r, err)
+	p.must(GitTag(), config{"path": "g", "tag": "v1", "message": "again", "force": true, "extra": "is not forbidden"})
+
+	pushed := p.must(git.push, config{"path": "g", "tag": "v1"})
+	if want := map[string]any{"commit": committed["commit"], "branch": "main"}; !cmp.Equal(want, pushed) {
+		t.Errorf("git-push of a tag: %v, want %v", pushed, want)
+	}
+	if got := server.MustGit(t, "gitops.git", "cat-file", "-p", "v1"); !strings.Contains(got, "\nagain") {
+		t.Errorf("the tag is %q", got)
+	}
+	if got := server.MustGit(t, "gitops.git", "log", "--format=%s", "main"); got != "first" {
+		t.Errorf("pushing a tag pushed the branch: %q", got)
+	}
+	if got := p.log.Requests(); len(got) != 1 || got[0].Kind != "git-tag" || !got[0].Done || got[0].Detail["tag"] != "v1" {
+		t.Errorf("logged %+v", got)
+	}
+}
