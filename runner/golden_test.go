@@ -92,13 +92,9 @@ func runGolden(t *testing.T, text string, want golden) {
 		t.Fatalf("refused: %v", err)
 	}
 	log := &effects.Log{}
-	resources, ok := resolved.Data.(builtin.Resources)
-	if !ok {
-		t.Fatalf("%T keeps no metadata", resolved.Data)
-	}
 	reg, err := runner.NewRegistry(builtin.Registrations(builtin.Edges{
 		Git: gitremote.Live(log), HTTP: httpedge.Live(log), Downloads: httpedge.Live(log),
-		ArgoCD: argocd.NewRecorder(log, true), Resources: resources,
+		ArgoCD: argocd.NewRecorder(log, true), Resources: resolved.Data,
 	})...)
 	if err != nil {
 		t.Fatal(err)

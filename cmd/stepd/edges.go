@@ -18,7 +18,6 @@ import (
 	"github.com/stepd/stepd/internal/sigverify"
 	"github.com/stepd/stepd/internal/verification"
 	"github.com/stepd/stepd/runner"
-	"github.com/stepd/stepd/runner/expr"
 	"github.com/stepd/stepd/runner/kargoapi"
 	"github.com/stepd/stepd/runner/load"
 	"github.com/stepd/stepd/schemas"
@@ -50,7 +49,7 @@ func (f *edgeFlags) add(fl *pflag.FlagSet) {
 
 // newEdges makes the edges of one run. Credentials are made known to the
 // redactor, and to stateSecrets, before a step gets them.
-func newEdges(a *app, f edgeFlags, live bool, set *load.Set, data expr.Data, stateSecrets *redact.Redactor) (*edges, error) {
+func newEdges(a *app, f edgeFlags, live bool, set *load.Set, resources builtin.Resources, stateSecrets *redact.Redactor) (*edges, error) {
 	e := &edges{effects: &effects.Log{}, ledger: &verification.Memory{}}
 	source := stateSecrets.Credentials(a.redactor.Credentials(credentials.Chain(
 		credentials.FromSecrets(secretsOf(set), credentials.SecretOptions{
@@ -83,12 +82,8 @@ func newEdges(a *app, f edgeFlags, live bool, set *load.Set, data expr.Data, sta
 		b.HTTP = httpedge.Recorder(e.effects, allow)
 	}
 	b.Downloads = httpedge.Live(e.effects)
-	if store, ok := data.(builtin.Resources); ok {
-		b.Resources = builtin.Logged(store, e.effects, false)
-	}
+	b.Resources = builtin.Logged(resources, e.effects, false)
 	b.ArgoCD = argocd.NewRecorder(e.effects, live)
-
-	b.Registries = registries
 
 	regs := append(builtin.Registrations(b),
 		ociverified.New(ociverified.Options{

@@ -24,7 +24,7 @@ func dataSteps() map[string]steps.Registration {
 	kinds := map[string]steps.Registration{}
 	for _, reg := range []steps.Registration{
 		JSONParse(), JSONUpdate(), TOMLParse(), TOMLUpdate(), YAMLParse(), YAMLUpdate(),
-		ComposeOutput(), Copy(), Delete(), Fail(), FileWrite(), Untar(),
+		Copy(), Delete(), FileWrite(), Untar(),
 	} {
 		kinds[reg.Name] = reg
 	}
