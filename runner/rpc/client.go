@@ -16,11 +16,9 @@ import (
 
 // ClientOptions says how a Client runs steps.
 type ClientOptions struct {
-	// Grant announces what an attempt is given and returns the token that
-	// authorises the attempt's calls to the HostService, the capabilities it
-	// covers, and what to call when the attempt is over. Nil grants nothing:
+	// Grant makes what an attempt is given available to it. Nil grants nothing:
 	// over a network the server's operator decides what steps may use.
-	Grant func(sc *steps.Context, caps steps.Capabilities) (token string, granted []steps.Capability, end func())
+	Grant func(sc *steps.Context, caps steps.Capabilities) Grant
 }
 
 // Client is the engine's side of a StepService. It is safe for concurrent use.
@@ -105,10 +103,10 @@ func (r *remoteRunner) Run(ctx context.Context, sc *steps.Context) (steps.Result
 		return errored(), steps.Terminal(fmt.Errorf("cannot send step %q: %w", r.kind, err))
 	}
 	if grant := r.client.opts.Grant; grant != nil {
-		token, granted, end := grant(sc, r.caps)
-		defer end()
-		req.RunToken = token
-		for _, g := range granted {
+		granted := grant(sc, r.caps)
+		defer granted.End()
+		req.RunToken, req.HostServiceId = granted.Token, granted.HostServiceID
+		for _, g := range granted.Capabilities {
 			req.GrantedCapabilities = append(req.GrantedCapabilities, string(g))
 		}
 	}

@@ -29,14 +29,26 @@ type grant struct {
 	over    <-chan struct{}
 }
 
+// Grant is what one attempt was granted and how it asks for it.
+type Grant struct {
+	// Token authorises the attempt's calls to the HostService; empty with no
+	// capabilities.
+	Token string
+	// HostServiceID is where a plugin finds the HostService.
+	HostServiceID uint32
+	Capabilities  []steps.Capability
+	// End ends the grant; it is never nil.
+	End func()
+}
+
 // Add makes caps available to the attempt that sc belongs to, under a fresh
-// token, until end is called. Its signature is that of ClientOptions.Grant.
-func (g *Grants) Add(sc *steps.Context, caps steps.Capabilities) (token string, granted []steps.Capability, end func()) {
-	granted = Names(caps)
+// token, until the grant is ended.
+func (g *Grants) Add(sc *steps.Context, caps steps.Capabilities) Grant {
+	granted := Names(caps)
 	if len(granted) == 0 {
-		return "", nil, func() {}
+		return Grant{End: func() {}}
 	}
-	token = rand.Text()
+	token := rand.Text()
 	over := make(chan struct{})
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -44,12 +56,12 @@ func (g *Grants) Add(sc *steps.Context, caps steps.Capabilities) (token string, 
 		g.tokens = map[string]grant{}
 	}
 	g.tokens[token] = grant{project: sc.Project, caps: caps, over: over}
-	return token, granted, func() {
+	return Grant{Token: token, Capabilities: granted, End: sync.OnceFunc(func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		delete(g.tokens, token)
 		close(over)
-	}
+	})}
 }
 
 // GetCredentials implements the HostService.

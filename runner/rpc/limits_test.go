@@ -111,9 +111,10 @@ func (s *staticCredentials) Get(_ context.Context, project string, _ steps.Crede
 func TestGrants(t *testing.T) {
 	var g Grants
 	source := &staticCredentials{}
-	token, granted, end := g.Add(&steps.Context{Project: "mine"}, steps.Capabilities{Credentials: source})
-	if len(granted) != 1 || granted[0] != steps.AccessCredentials || len(token) < 26 {
-		t.Fatalf("granted %v under %q", granted, token)
+	granted := g.Add(&steps.Context{Project: "mine"}, steps.Capabilities{Credentials: source})
+	token := granted.Token
+	if len(granted.Capabilities) != 1 || granted.Capabilities[0] != steps.AccessCredentials || len(token) < 26 {
+		t.Fatalf("granted %v under %q", granted.Capabilities, token)
 	}
 	ask := func(token string) (*stepdv1.GetCredentialsResponse, error) {
 		return g.GetCredentials(t.Context(), &stepdv1.GetCredentialsRequest{RunToken: token, Type: "git", RepoUrl: "r"})
@@ -129,14 +130,12 @@ func TestGrants(t *testing.T) {
 			t.Errorf("token %q: %v, want Unauthenticated", wrong, err)
 		}
 	}
-	end()
+	granted.End()
 	if _, err := ask(token); status.Code(err) != codes.Unauthenticated {
 		t.Errorf("after the attempt: %v, want Unauthenticated", err)
 	}
-	if token, granted, end := g.Add(&steps.Context{}, steps.Capabilities{}); token != "" || len(granted) != 0 {
-		t.Errorf("nothing granted must give no token, got %q", token)
-	} else {
-		end()
+	if none := g.Add(&steps.Context{}, steps.Capabilities{}); none.Token != "" || len(none.Capabilities) != 0 {
+		t.Errorf("nothing granted must give no token, got %q", none.Token)
 	}
 }
 

@@ -224,7 +224,9 @@ func (s *Server) run(ctx context.Context, req *stepdv1.RunStepRequest, events *e
 	return p, nil
 }
 
-// attempt validates the config and runs the step, whose panic is an error.
+// attempt validates the config and runs the step, whose panic is an error. It
+// is what package runner's wrappers do in process, without the engine's
+// dependencies: every plugin program has this package in it.
 func (k *kind) attempt(ctx context.Context, sc *steps.Context, grant func() steps.Capabilities) (r steps.Result, err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -237,7 +239,8 @@ func (k *kind) attempt(ctx context.Context, sc *steps.Context, grant func() step
 		return errored(), steps.Terminal(err)
 	}
 	if len(violations) > 0 {
-		return errored(), steps.Terminal(&ConfigError{Kind: k.Name, Violations: violations})
+		// Failed, not Errored: that is what Kargo's own steps answer.
+		return steps.Result{Status: steps.Failed}, steps.Terminal(&ConfigError{Kind: k.Name, Violations: violations})
 	}
 	r, err = k.New(grant()).Run(ctx, sc)
 	if err == nil && !r.Status.Valid() {

@@ -526,7 +526,10 @@ type RunStepRequest struct {
 	GrantedCapabilities []string `protobuf:"bytes,5,rep,name=granted_capabilities,json=grantedCapabilities,proto3" json:"granted_capabilities,omitempty"`
 	// Authorises HostService calls on behalf of this attempt; empty when the
 	// host serves none.
-	RunToken      string `protobuf:"bytes,6,opt,name=run_token,json=runToken,proto3" json:"run_token,omitempty"`
+	RunToken string `protobuf:"bytes,6,opt,name=run_token,json=runToken,proto3" json:"run_token,omitempty"`
+	// The go-plugin broker's id of the HostService; 0 when the host serves none.
+	// It stays the same for as long as the plugin runs.
+	HostServiceId uint32 `protobuf:"varint,7,opt,name=host_service_id,json=hostServiceId,proto3" json:"host_service_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -601,6 +604,13 @@ func (x *RunStepRequest) GetRunToken() string {
 		return x.RunToken
 	}
 	return ""
+}
+
+func (x *RunStepRequest) GetHostServiceId() uint32 {
+	if x != nil {
+		return x.HostServiceId
+	}
+	return 0
 }
 
 type RunStepResponse struct {
@@ -2199,14 +2209,15 @@ const file_stepd_v1_step_proto_rawDesc = "" +
 	"violations\"H\n" +
 	"\x0eFieldViolation\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12 \n" +
-	"\vdescription\x18\x02 \x01(\tR\vdescription\"\xf0\x01\n" +
+	"\vdescription\x18\x02 \x01(\tR\vdescription\"\x98\x02\n" +
 	"\x0eRunStepRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12/\n" +
 	"\x06config\x18\x02 \x01(\v2\x17.google.protobuf.StructR\x06config\x12/\n" +
 	"\acontext\x18\x03 \x01(\v2\x15.stepd.v1.StepContextR\acontext\x12\x18\n" +
 	"\aattempt\x18\x04 \x01(\rR\aattempt\x121\n" +
 	"\x14granted_capabilities\x18\x05 \x03(\tR\x13grantedCapabilities\x12\x1b\n" +
-	"\trun_token\x18\x06 \x01(\tR\brunToken\"\xa5\x01\n" +
+	"\trun_token\x18\x06 \x01(\tR\brunToken\x12&\n" +
+	"\x0fhost_service_id\x18\a \x01(\rR\rhostServiceId\"\xa5\x01\n" +
 	"\x0fRunStepResponse\x12'\n" +
 	"\x03log\x18\x01 \x01(\v2\x13.stepd.v1.LogRecordH\x00R\x03log\x120\n" +
 	"\bprogress\x18\x02 \x01(\v2\x12.stepd.v1.ProgressH\x00R\bprogress\x12.\n" +

@@ -1,0 +1,222 @@
+package sandbox_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/stepd/stepd/internal/sandbox"
+)
+
+// TestMain lets the test binary play the confined program.
+func TestMain(m *testing.M) {
+	switch os.Getenv("SANDBOX_ROLE") {
+	case "probe":
+		probe()
+	case "parent":
+		parent()
+	default:
+		os.Exit(m.Run())
+	}
+}
+
+// probe tries what a confined program must and must not be able to do.
+func probe() {
+	report := func(what string, err error) { fmt.Printf("%s=%t\n", what, err == nil) }
+	_, err := os.ReadFile(os.Getenv("SECRET"))
+	report("read outside", err)
+	report("write outside", os.WriteFile(os.Getenv("SECRET")+"2", nil, 0o600))
+	report("write inside", os.WriteFile(filepath.Join(os.Getenv("WORK"), "f"), []byte("x"), 0o600))
+	_, err = os.ReadFile("/etc/hosts")
+	report("read system", err)
+	_, err = os.ReadFile(fmt.Sprintf("/proc/%d/environ", os.Getppid()))
+	report("read environment of the host", err)
+	report("signal the host", unix.Kill(os.Getppid(), 0))
+	report("shell", exec.Command("/bin/sh", "-c", ":").Run())
+	var limit unix.Rlimit
+	_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
+	fmt.Printf("files=%d\n", limit.Cur)
+	nnp, _ := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
+	fmt.Printf("nnp=%d\n", nnp)
+}
+
+// parent starts a child that would run for ever and says its pid.
+func parent() {
+	cmd := exec.Command("/bin/sleep", "1000")
+	p, err := sandbox.Start(cmd, sandbox.Policy{ReadOnly: sandbox.SystemPaths()})
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	fmt.Println(p.Pid())
+	select {}
+}
+
+func TestConfinement(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest, err := sandbox.Digest(self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err := sandbox.Load(self, digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer image.Close()
+	work := t.TempDir()
+	cmd := exec.Command(image.Path())
+	cmd.Env = []string{"SANDBOX_ROLE=probe", "SECRET=" + secret, "WORK=" + work}
+	out := run(t, cmd, sandbox.Policy{
+		ReadOnly:  sandbox.SystemPaths(),
+		ReadWrite: []string{work, "/does/not/exist"},
+		Limits:    sandbox.Limits{OpenFiles: 77},
+	})
+	confined := sandbox.Detect().LandlockABI > 0
+	for what, want := range map[string]bool{
+		"read outside=false":                 confined,
+		"write outside=false":                confined,
+		"read environment of the host=false": confined,
+		"signal the host=false":              sandbox.Detect().LandlockABI >= 6,
+		"write inside=true":                  true,
+		"read system=true":                   true,
+		"shell=true":                         true,
+		"files=77":                           true,
+		"nnp=1":                              true,
+	} {
+		if want && !strings.Contains(out, what+"\n") {
+			t.Errorf("want %s in:\n%s", what, out)
+		}
+	}
+	if err := os.WriteFile(secret+"3", nil, 0o600); err != nil {
+		t.Errorf("the test itself was confined: %v", err)
+	}
+}
+
+func TestLoadRefusesAChangedProgram(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "p")
+	if err := os.WriteFile(path, []byte("\x7fELFone"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	digest, err := sandbox.Digest(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte("\x7fELFtwo"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	_, err = sandbox.Load(path, digest)
+	if e, ok := errors.AsType[*sandbox.DigestError](err); !ok || e.Want != digest || e.Got == digest {
+		t.Errorf("got %v, want a DigestError", err)
+	}
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sandbox.Load(path, digest); err == nil || !strings.Contains(err.Error(), "script") {
+		t.Errorf("a script: %v", err)
+	}
+}
+
+func TestTheWholeGroupEnds(t *testing.T) {
+	out, in, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	cmd := exec.Command("/bin/sh", "-c", "sleep 1000 & echo started; exit 3")
+	cmd.Stdout = in
+	p, err := sandbox.Start(cmd, sandbox.Policy{ReadOnly: sandbox.SystemPaths()})
+	in.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The pipe ends only when the grandchild, which holds it open, is gone.
+	ended := make(chan error, 1)
+	go func() { _, err := io.ReadAll(out); ended <- err }()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("a grandchild survived")
+	}
+	<-p.Exited()
+	if e, ok := errors.AsType[*exec.ExitError](p.Err()); !ok || e.ExitCode() != 3 {
+		t.Errorf("exit: %v, want code 3", p.Err())
+	}
+	if err := p.Kill(); err != nil {
+		t.Errorf("killing what has ended: %v", err)
+	}
+}
+
+func TestChildDiesWithItsParent(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self)
+	cmd.Env = []string{"SANDBOX_ROLE=parent"}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var child int
+	if _, err := fmt.Fscan(stdout, &child); err != nil {
+		t.Fatalf("no pid: %v", err)
+	}
+	pidfd, err := unix.PidfdOpen(child, 0)
+	if err != nil {
+		t.Fatalf("the child does not run: %v", err)
+	}
+	defer unix.Close(pidfd)
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 2000)
+	if err != nil || n != 1 {
+		t.Errorf("2 s after its parent was killed, the child is still there (%d, %v)", n, err)
+	}
+}
+
+func run(t *testing.T, cmd *exec.Cmd, p sandbox.Policy) string {
+	t.Helper()
+	out, in, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	cmd.Stdout, cmd.Stderr = in, in
+	proc, err := sandbox.Start(cmd, p)
+	in.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-proc.Exited()
+	if proc.Err() != nil {
+		t.Errorf("%v\n%s", proc.Err(), text)
+	}
+	return string(text)
+}

@@ -1,0 +1,529 @@
+package plugin_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/stepd/stepd/internal/sandbox"
+	sdk "github.com/stepd/stepd/plugin"
+	"github.com/stepd/stepd/runner/contracttest"
+	"github.com/stepd/stepd/runner/plugin"
+	"github.com/stepd/stepd/runner/plugin/protocol"
+	"github.com/stepd/stepd/runner/rpc"
+	"github.com/stepd/stepd/steps"
+)
+
+// TestMain lets the test binary play the plugins, by the name it is started
+// under, and a host that is going to be killed.
+func TestMain(m *testing.M) {
+	switch filepath.Base(os.Args[0]) {
+	case "stepd-step-contract":
+		sdk.Serve(contracttest.Steps()...)
+	case "stepd-step-naughty":
+		sdk.Serve(naughty()...)
+	case "stepd-step-hangs":
+		select {}
+	case "stepd-step-exits":
+		fmt.Fprintln(os.Stderr, "no licence found")
+		os.Exit(3)
+	case "stepd-step-babbles":
+		fmt.Println("Hello, I am a plugin!")
+		select {}
+	case "stepd-step-elsewhere":
+		fmt.Println("1|1|tcp|127.0.0.1:22|grpc")
+		select {}
+	case "stepd-step-future":
+		fmt.Println("1|99|unix|/tmp/x|grpc")
+		select {}
+	case "stepd-step-mute":
+		mute()
+	default:
+		if dir := os.Getenv("PLUGIN_HOST_ROLE"); dir != "" {
+			doomedHost(dir)
+		}
+		os.Exit(m.Run())
+	}
+}
+
+// mute opens its socket as it should and never answers.
+func mute() {
+	path := filepath.Join(os.Getenv("PLUGIN_UNIX_SOCKET_DIR"), "s")
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err == nil {
+		err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
+	}
+	if err == nil {
+		err = unix.Listen(fd, 8)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	fmt.Printf("1|1|unix|%s|grpc||true\n", path)
+	select {}
+}
+
+// naughty are steps that misbehave.
+func naughty() []steps.Registration {
+	step := func(name string, run steps.RunnerFunc) steps.Registration {
+		return steps.Registration{Name: name, New: func(steps.Capabilities) steps.Runner { return run }}
+	}
+	return []steps.Registration{
+		step("pid", func(context.Context, *steps.Context) (steps.Result, error) {
+			return steps.Result{Status: steps.Succeeded, Output: map[string]any{"pid": os.Getpid()}}, nil
+		}),
+		step("suicide", func(context.Context, *steps.Context) (steps.Result, error) {
+			fmt.Fprintln(os.NewFile(2, "stderr"), "farewell")
+			return steps.Result{}, unix.Kill(os.Getpid(), unix.SIGKILL)
+		}),
+		step("deaf", func(_ context.Context, sc *steps.Context) (steps.Result, error) {
+			pid := []byte(strconv.Itoa(os.Getpid()))
+			if err := os.WriteFile(filepath.Join(sc.WorkDir, "pid"), pid, 0o600); err != nil {
+				return steps.Result{}, err
+			}
+			select {} // whatever the context says
+		}),
+		step("flood", func(ctx context.Context, sc *steps.Context) (steps.Result, error) {
+			line := []byte(strings.Repeat("x", 200) + "\n")
+			stderr := os.NewFile(2, "stderr")
+			for range 50_000 {
+				sc.Log.Info("x")
+				if _, err := stderr.Write(line); err != nil {
+					return steps.Result{}, err
+				}
+			}
+			return steps.Result{Status: steps.Succeeded}, ctx.Err()
+		}),
+		step("peek", func(_ context.Context, sc *steps.Context) (steps.Result, error) {
+			_, outside := os.ReadFile(sc.Config["path"].(string))
+			inside := os.WriteFile(filepath.Join(sc.WorkDir, "f"), nil, 0o600)
+			return steps.Result{Status: steps.Succeeded, Output: map[string]any{
+				"outside": outside == nil, "inside": inside == nil, "environ": len(os.Getenv("PLUGIN_TEST_SECRET")),
+			}}, nil
+		}),
+		step("progress", func(ctx context.Context, _ *steps.Context) (steps.Result, error) {
+			sdk.Progress(ctx, "half way", 5, 10)
+			return steps.Result{Status: steps.Succeeded}, nil
+		}),
+	}
+}
+
+// install puts the test binary under a name into a plugin directory of its own.
+func install(t testing.TB, name string, grants ...steps.Capability) plugin.HostOptions {
+	t.Helper()
+	opts := plugin.HostOptions{
+		Dir:    t.TempDir(),
+		Limits: sandbox.Limits{OpenFiles: 4096}, // the race detector needs more memory than any limit
+	}
+	if _, err := plugin.Install(t.Context(), opts, plugin.InstallOptions{Path: self(t), Name: name, Grants: grants}); err != nil {
+		t.Fatal(err)
+	}
+	return opts
+}
+
+func open(t testing.TB, opts plugin.HostOptions) *plugin.Host {
+	t.Helper()
+	h, err := plugin.Open(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(h.Close)
+	return h
+}
+
+func lookup(h *plugin.Host) func(testing.TB, string) steps.Registration {
+	return func(t testing.TB, kind string) steps.Registration {
+		t.Helper()
+		regs, err := h.Registrations()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range regs {
+			if r.Name == kind {
+				return r
+			}
+		}
+		t.Fatalf("no step %q", kind)
+		return steps.Registration{}
+	}
+}
+
+func run(t testing.TB, h *plugin.Host, kind string, sc *steps.Context) (steps.Result, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	return lookup(h)(t, kind).New(steps.Capabilities{}).Run(ctx, sc)
+}
+
+func self(t testing.TB) string {
+	t.Helper()
+	path, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestContract(t *testing.T) {
+	h := open(t, install(t, "stepd-step-contract", steps.AccessCredentials))
+	contracttest.Run(t, contracttest.Subject{
+		Lookup: lookup(h), GrantsOnCall: true, SeparateProcess: true, MaxOutput: rpc.MaxOutputBytes,
+	})
+}
+
+func TestNothingIsGrantedThatTheOperatorDidNotGrant(t *testing.T) {
+	h := open(t, install(t, "stepd-step-contract"))
+	reg := lookup(h)(t, "contract-credentials")
+	r, err := reg.New(steps.Capabilities{Credentials: contracttest.Credentials{}}).Run(t.Context(), contracttest.Subject{}.NewContext(t))
+	if err != nil || r.Output["credentials"] != false {
+		t.Errorf("got %v, %v; want no credentials", r.Output, err)
+	}
+}
+
+func TestCrash(t *testing.T) {
+	h := open(t, install(t, "stepd-step-naughty"))
+	sc := &steps.Context{WorkDir: t.TempDir()}
+	before, err := run(t, h, "pid", sc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := run(t, h, "suicide", sc)
+	if r.Status != steps.Errored || err == nil || steps.IsTerminal(err) {
+		t.Fatalf("got %q, %v; want a retryable error", r.Status, err)
+	}
+	for _, want := range []string{"killed", "farewell"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("the error does not say %q: %v", want, err)
+		}
+	}
+	after, err := run(t, h, "pid", sc)
+	if err != nil || after.Output["pid"] == before.Output["pid"] {
+		t.Errorf("after the crash: %v, %v; want another process than %v", after.Output, err, before.Output)
+	}
+}
+
+func TestCrashWhileIdle(t *testing.T) {
+	h := open(t, install(t, "stepd-step-naughty"))
+	sc := &steps.Context{WorkDir: t.TempDir()}
+	before, err := run(t, h, "pid", sc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(int(before.Output["pid"].(int64)), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := run(t, h, "pid", sc); err != nil || after.Output["pid"] == before.Output["pid"] {
+		t.Errorf("got %v, %v; want the step to run in a new process", after.Output, err)
+	}
+}
+
+func TestDeafStepIsKilled(t *testing.T) {
+	h := open(t, install(t, "stepd-step-naughty"))
+	sc := &steps.Context{WorkDir: t.TempDir()}
+	if _, err := run(t, h, "pid", sc); err != nil { // start is not what is timed out
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	r, err := lookup(h)(t, "deaf").New(steps.Capabilities{}).Run(ctx, sc)
+	if r.Status != steps.Errored || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %q, %v", r.Status, err)
+	}
+	b, err := os.ReadFile(filepath.Join(sc.WorkDir, "pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(string(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(pid, 0); !errors.Is(err, unix.ESRCH) {
+		t.Errorf("when Run returned, the plugin was still there: %v", err)
+	}
+}
+
+func TestFlood(t *testing.T) {
+	opts := install(t, "stepd-step-naughty")
+	var logged counter
+	opts.Log = slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	h := open(t, opts)
+	sc := &steps.Context{WorkDir: t.TempDir(), Log: opts.Log}
+	if r, err := run(t, h, "flood", sc); err != nil || r.Status != steps.Succeeded {
+		t.Errorf("got %q, %v", r.Status, err)
+	}
+	// 10,000 of the step's records, as many of standard error, and few besides.
+	if n := logged.lines(); n > 20_200 {
+		t.Errorf("%d lines were logged", n)
+	}
+}
+
+func TestPluginsThatDoNotStart(t *testing.T) {
+	for _, tc := range []struct{ name, says string }{
+		{"stepd-step-hangs", "timeout"},
+		{"stepd-step-exits", "no licence found"},
+		{"stepd-step-babbles", "Hello, I am a plugin!"},
+		{"stepd-step-elsewhere", "not a socket in its own directory"},
+		{"stepd-step-future", "99"},
+		{"stepd-step-mute", "cannot start plugin"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			_, err := plugin.Install(t.Context(),
+				plugin.HostOptions{Dir: dir, StartTimeout: 3 * time.Second, Limits: sandbox.Limits{OpenFiles: 4096}},
+				plugin.InstallOptions{Path: self(t), Name: tc.name})
+			if err == nil || !strings.Contains(err.Error(), tc.says) {
+				t.Errorf("got %v, want an error that says %q", err, tc.says)
+			}
+			if files, err := os.ReadDir(dir); err != nil || len(files) != 1 { // the lock
+				t.Errorf("left behind: %v, %v", files, err)
+			}
+		})
+	}
+}
+
+func TestChangedAndUnpinnedPrograms(t *testing.T) {
+	opts := install(t, "stepd-step-naughty")
+	path := filepath.Join(opts.Dir, "stepd-step-naughty")
+	h := open(t, opts)
+	sc := &steps.Context{WorkDir: t.TempDir()}
+	if _, err := run(t, h, "pid", sc); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteString("x"); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	_, err = run(t, h, "pid", &steps.Context{WorkDir: t.TempDir()})
+	if _, ok := errors.AsType[*sandbox.DigestError](err); !ok || !steps.IsTerminal(err) || !strings.Contains(err.Error(), "stepd plugin install") {
+		t.Errorf("a changed program: %v; want a terminal DigestError with the remedy", err)
+	}
+	index, err := plugin.ReadIndex(opts.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if errs := index.Check(opts.Dir); len(errs) != 1 || errs[0] == nil {
+		t.Errorf("Check: %v, want one error", errs)
+	}
+	if err := os.WriteFile(filepath.Join(opts.Dir, "stepd-step-stray"), nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if stray, err := index.Unpinned(opts.Dir); err != nil || len(stray) != 1 || stray[0] != "stepd-step-stray" {
+		t.Errorf("Unpinned: %v, %v", stray, err)
+	}
+	if err := plugin.Remove(opts.Dir, "stepd-step-naughty"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the removed program: %v", err)
+	}
+	if err := plugin.Remove(opts.Dir, "stepd-step-naughty"); err == nil {
+		t.Error("removed twice")
+	}
+}
+
+func TestInstallRefuses(t *testing.T) {
+	opts := install(t, "stepd-step-naughty")
+	for _, tc := range []struct {
+		reason, says string
+		in           plugin.InstallOptions
+	}{
+		{"a name that is not a plugin's", "begins with stepd-step-", plugin.InstallOptions{Path: self(t), Name: "evil"}},
+		{"a name with a path in it", "begins with stepd-step-", plugin.InstallOptions{Path: self(t), Name: "stepd-step-../x"}},
+		{"stepd's own step", "would replace", plugin.InstallOptions{Path: self(t), Name: "stepd-step-contract", Reserved: []string{"contract-fail"}}},
+		{"a grant that nothing asks for", "asks for", plugin.InstallOptions{Path: self(t), Name: "stepd-step-naughty", Grants: []steps.Capability{steps.AccessCredentials}}},
+		{"no such program", "no such file", plugin.InstallOptions{Path: "/nowhere/stepd-step-x"}},
+		{"a directory", "not a file", plugin.InstallOptions{Path: t.TempDir(), Name: "stepd-step-x"}},
+	} {
+		if _, err := plugin.Install(t.Context(), opts, tc.in); err == nil || !strings.Contains(err.Error(), tc.says) {
+			t.Errorf("%s: %v, want %q", tc.reason, err, tc.says)
+		}
+	}
+	if err := os.Chmod(filepath.Join(opts.Dir, "index.json"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := plugin.Open(opts); err == nil || !strings.Contains(err.Error(), "written by everybody") {
+		t.Errorf("an index that everybody can write: %v", err)
+	}
+}
+
+func TestSandbox(t *testing.T) {
+	if sandbox.Detect().LandlockABI == 0 {
+		t.Skip("this kernel has no Landlock")
+	}
+	t.Setenv("PLUGIN_TEST_SECRET", "x")
+	opts := install(t, "stepd-step-naughty")
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	sc := &steps.Context{WorkDir: t.TempDir(), Config: map[string]any{"path": secret}}
+	r, err := run(t, open(t, opts), "peek", sc)
+	if err != nil || r.Output["outside"] != false || r.Output["inside"] != true || r.Output["environ"] != int64(0) {
+		t.Errorf("got %v, %v; want access to the work dir and nothing else", r.Output, err)
+	}
+}
+
+func TestProgress(t *testing.T) {
+	var logged counter
+	sc := &steps.Context{WorkDir: t.TempDir(), Log: slog.New(slog.NewTextHandler(&logged, nil))}
+	if _, err := run(t, open(t, install(t, "stepd-step-naughty")), "progress", sc); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(logged.text(), `msg="half way" completed=5 total=10`) {
+		t.Errorf("no progress in %s", logged.text())
+	}
+}
+
+func TestFewProcesses(t *testing.T) {
+	opts := install(t, "stepd-step-naughty")
+	opts.MaxProcesses = 2
+	h := open(t, opts)
+	pids := map[any]bool{}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for range 6 {
+		sc := &steps.Context{WorkDir: t.TempDir()}
+		wg.Go(func() {
+			r, err := run(t, h, "pid", sc)
+			if err != nil {
+				t.Error(err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			pids[r.Output["pid"]] = true
+		})
+	}
+	wg.Wait()
+	if len(pids) != 6 {
+		t.Errorf("6 work dirs were served by %d processes; each must have its own", len(pids))
+	}
+}
+
+// doomedHost runs a step that never ends, says the plugin's pid and waits to
+// be killed.
+func doomedHost(dir string) {
+	h, err := plugin.Open(plugin.HostOptions{Dir: dir, Limits: sandbox.Limits{OpenFiles: 4096}})
+	if err == nil {
+		var regs []steps.Registration
+		if regs, err = h.Registrations(); err == nil {
+			for _, r := range regs {
+				if r.Name == "pid" {
+					var result steps.Result
+					if result, err = r.New(steps.Capabilities{}).Run(context.Background(), &steps.Context{WorkDir: dir}); err == nil {
+						fmt.Println(result.Output["pid"])
+						select {}
+					}
+				}
+			}
+		}
+	}
+	fmt.Println(err)
+	os.Exit(1)
+}
+
+func TestNoPluginSurvivesItsHost(t *testing.T) {
+	opts := install(t, "stepd-step-naughty")
+	cmd := exec.Command(self(t))
+	cmd.Env = append(os.Environ(), "PLUGIN_HOST_ROLE="+opts.Dir)
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(line))
+	if err != nil {
+		t.Fatalf("the host says %q", line)
+	}
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pidfd)
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 2000); n != 1 {
+		t.Errorf("2 s after the host was killed the plugin is still there: %v", err)
+	}
+}
+
+func TestDebugging(t *testing.T) {
+	opts := install(t, "stepd-step-naughty")
+	cmd := exec.Command(filepath.Join(opts.Dir, "stepd-step-naughty"))
+	cmd.Env = []string{protocol.EnvDebug + "=1", "TMPDIR=" + t.TempDir()}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Signal(syscall.SIGKILL)
+		_ = cmd.Wait()
+	}()
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	go io.Copy(io.Discard, stdout)
+	value, ok := strings.CutPrefix(strings.TrimSpace(line), protocol.EnvReattach+"='")
+	if !ok {
+		t.Fatalf("no reattach line: %s", line)
+	}
+	if err := json.Unmarshal([]byte(strings.TrimSuffix(value, "'")), &opts.Reattach); err != nil {
+		t.Fatal(err)
+	}
+	r, err := run(t, open(t, opts), "pid", &steps.Context{WorkDir: t.TempDir()})
+	if err != nil || r.Output["pid"] != int64(cmd.Process.Pid) {
+		t.Errorf("got %v, %v; want the step to run in process %d", r.Output, err, cmd.Process.Pid)
+	}
+}
+
+// counter is a log's writer; safe for concurrent use.
+type counter struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (c *counter) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.b.Write(p)
+}
+
+func (c *counter) text() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.b.String()
+}
+
+func (c *counter) lines() int { return strings.Count(c.text(), "\n") }

@@ -1,0 +1,498 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	goplugin "github.com/hashicorp/go-plugin"
+	gprunner "github.com/hashicorp/go-plugin/runner"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/stepd/stepd/internal/sandbox"
+	stepdv1 "github.com/stepd/stepd/proto/stepd/v1"
+	"github.com/stepd/stepd/runner/plugin/protocol"
+	"github.com/stepd/stepd/runner/rpc"
+	"github.com/stepd/stepd/steps"
+)
+
+const (
+	// closeGrace is how long a plugin has to stop by itself.
+	closeGrace = 2 * time.Second
+	// deathDelay is how long a lost connection can precede the process's end.
+	deathDelay = 500 * time.Millisecond
+	// healthTimeout is how long a plugin has to say that it is well.
+	healthTimeout = 3 * time.Second
+)
+
+// process is one running plugin for one work dir.
+type process struct {
+	entry   Entry
+	workDir string
+	opts    *HostOptions
+	log     *slog.Logger
+
+	startOnce func() error
+	dir       string // private: sockets, HOME, TMPDIR
+	child     *child
+	client    *goplugin.Client
+	conn      *grpc.ClientConn
+	broker    *goplugin.GRPCBroker
+	runners   map[string]steps.Registration
+	grants    rpc.Grants
+	hostID    func() uint32
+
+	// Owned by the Host, under its lock.
+	users    int
+	retired  bool
+	lastUsed time.Time
+	// done is closed when the process has been ended by the Host.
+	done chan struct{}
+}
+
+func newProcess(e Entry, workDir string, opts *HostOptions) *process {
+	p := &process{entry: e, workDir: workDir, opts: opts, log: opts.Log.With("plugin", e.Name), done: make(chan struct{})}
+	p.startOnce = sync.OnceValue(p.start)
+	p.hostID = sync.OnceValue(func() uint32 {
+		id := p.broker.NextId()
+		// Ends with the broker, which ends with the connection.
+		go p.broker.AcceptAndServe(id, func(opts []grpc.ServerOption) *grpc.Server {
+			s := grpc.NewServer(opts...)
+			stepdv1.RegisterHostServiceServer(s, &p.grants)
+			return s
+		})
+		return id
+	})
+	return p
+}
+
+// start starts the program, or attaches to the one named by a debugging user.
+// It takes no longer than the start timeout and leaves nothing behind when it
+// fails.
+func (p *process) start() error {
+	err := p.connect()
+	if err == nil {
+		ctx, cancel := context.WithTimeout(context.Background(), p.opts.StartTimeout)
+		defer cancel()
+		err = p.meet(ctx)
+	}
+	if err == nil {
+		return nil
+	}
+	words := ""
+	if p.child != nil {
+		words = p.child.lastWords()
+	}
+	p.close()
+	if words != "" {
+		return fmt.Errorf("cannot start plugin %s: %w; it said: %s", p.entry.Name, err, words)
+	}
+	return fmt.Errorf("cannot start plugin %s: %w", p.entry.Name, err)
+}
+
+func (p *process) connect() error {
+	config := &goplugin.ClientConfig{
+		HandshakeConfig:  protocol.Handshake(),
+		VersionedPlugins: map[int]goplugin.PluginSet{protocol.Version: {protocol.Steps: dispenser{}}},
+		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
+		StartTimeout:     p.opts.StartTimeout,
+		Logger:           newLogger(p.log),
+	}
+	if at, ok := p.opts.Reattach[p.entry.Name]; ok {
+		addr, err := resolve(at)
+		if err != nil {
+			return err
+		}
+		config.Plugins = config.VersionedPlugins[protocol.Version]
+		config.VersionedPlugins = nil
+		config.Reattach = &goplugin.ReattachConfig{
+			Protocol: goplugin.ProtocolGRPC, ProtocolVersion: protocol.Version, Pid: at.Pid, Addr: addr, Test: true,
+		}
+		p.log.Warn("using a plugin that runs already; it is neither pinned nor confined", "pid", at.Pid)
+	} else {
+		image, err := sandbox.Load(filepath.Join(p.opts.Dir, p.entry.Name), p.entry.Digest)
+		if err != nil {
+			return remedy(err)
+		}
+		defer func() { _ = image.Close() }()
+		if p.dir, err = os.MkdirTemp("", "stepd-plugin-"); err != nil {
+			return err
+		}
+		p.child = &child{name: p.entry.Name, dir: p.dir}
+		config.AutoMTLS = true
+		config.SkipHostEnv = true
+		config.GRPCBrokerMultiplex = true
+		config.UnixSocketConfig = &goplugin.UnixSocketConfig{TempDir: p.dir}
+		config.RunnerFunc = func(_ hclog.Logger, spec *exec.Cmd, _ string) (gprunner.Runner, error) {
+			return p.child, p.child.prepare(image, spec.Env, p.policy())
+		}
+	}
+	p.client = goplugin.NewClient(config)
+	// Not every wait in go-plugin has a deadline; a dead plugin ends them all.
+	deadline := time.AfterFunc(p.opts.StartTimeout+time.Second, p.kill)
+	defer deadline.Stop()
+	protocolClient, err := p.client.Client()
+	if err != nil {
+		return err
+	}
+	raw, err := protocolClient.Dispense(protocol.Steps)
+	if err != nil {
+		return err
+	}
+	d, ok := raw.(dispensed)
+	if !ok {
+		return fmt.Errorf("it dispensed a %T", raw)
+	}
+	p.conn, p.broker = d.conn, d.broker
+	return nil
+}
+
+// meet checks that the plugin is well and has the steps it was pinned with.
+func (p *process) meet(ctx context.Context) error {
+	if err := p.healthy(ctx); err != nil {
+		return err
+	}
+	regs, err := rpc.NewClient(p.conn, rpc.ClientOptions{Grant: p.grant}).Registrations(ctx)
+	if err != nil {
+		return err
+	}
+	p.runners = make(map[string]steps.Registration, len(regs))
+	for _, r := range regs {
+		p.runners[r.Name] = r
+	}
+	for _, s := range p.entry.Steps {
+		if _, ok := p.runners[s.Name]; !ok {
+			return fmt.Errorf("it no longer has the step %q that it was installed with", s.Name)
+		}
+	}
+	if p.opts.Debug && p.child != nil {
+		p.log.Warn("plugin started; attach a debugger with: dlv attach "+p.child.ID(), "pid", p.child.ID())
+	}
+	return nil
+}
+
+func (p *process) healthy(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
+	defer cancel()
+	resp, err := grpc_health_v1.NewHealthClient(p.conn).Check(ctx, &grpc_health_v1.HealthCheckRequest{Service: goplugin.GRPCServiceName})
+	if err != nil {
+		return fmt.Errorf("it does not answer: %w", err)
+	}
+	if resp.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
+		return fmt.Errorf("it says it is %s", resp.GetStatus())
+	}
+	return nil
+}
+
+// exited tells whether the plugin has ended by itself.
+func (p *process) exited() bool { return p.client == nil || p.client.Exited() }
+
+// grant implements rpc.ClientOptions.Grant: it gives what the step declares
+// and the operator granted, and logs both.
+func (p *process) grant(sc *steps.Context, caps steps.Capabilities) rpc.Grant {
+	if !slices.Contains(p.entry.Grants, steps.AccessCredentials) {
+		caps.Credentials = nil
+	}
+	if !slices.Contains(p.entry.Grants, steps.AccessGitUser) {
+		caps.GitUser = nil
+	}
+	g := p.grants.Add(sc, caps)
+	if len(g.Capabilities) > 0 {
+		g.HostServiceID = p.hostID()
+	}
+	return g
+}
+
+// policy is what the plugin may touch: its own work dir and private
+// directory, and what every program reads.
+func (p *process) policy() sandbox.Policy {
+	policy := sandbox.Policy{
+		ReadOnly:  append(sandbox.SystemPaths(), p.opts.ReadOnly...),
+		ReadWrite: []string{p.dir},
+		Limits:    p.opts.Limits,
+	}
+	if p.workDir != "" {
+		policy.ReadWrite = append(policy.ReadWrite, p.workDir)
+	}
+	return policy
+}
+
+// kill ends the plugin at once.
+func (p *process) kill() {
+	if p.child != nil {
+		_ = p.child.end() // its death shows on the connection
+	}
+}
+
+// close ends the plugin, kindly first, in bounded time.
+func (p *process) close() {
+	if p.client != nil {
+		deadline := time.AfterFunc(closeGrace, p.kill)
+		p.client.Kill()
+		deadline.Stop()
+	}
+	p.kill()
+	if p.child != nil {
+		p.child.wait()
+	}
+	if p.dir != "" {
+		if err := os.RemoveAll(p.dir); err != nil {
+			p.log.Warn("cannot remove a plugin's private directory", "err", err)
+		}
+	}
+}
+
+// died tells whether the plugin has ended by itself. A crash shows on the
+// connection a moment before the process can be seen to have ended.
+func (p *process) died() bool {
+	if p.child == nil {
+		return false
+	}
+	proc := p.child.started()
+	if proc == nil {
+		return true
+	}
+	select {
+	case <-proc.Exited():
+		return true
+	case <-time.After(deathDelay):
+		return false
+	}
+}
+
+// epitaph says how the plugin ended, for the error of the step it ran.
+func (p *process) epitaph() string {
+	text := "the plugin ended"
+	if err := p.child.err(); err != nil {
+		text = "the plugin ended: " + err.Error()
+	}
+	if words := p.child.lastWords(); words != "" {
+		text += "; it said: " + words
+	}
+	return text
+}
+
+// remedy adds to a digest error what to do.
+func remedy(err error) error {
+	if digest, ok := errors.AsType[*sandbox.DigestError](err); ok {
+		return steps.Terminal(fmt.Errorf("%w; if the change is yours, run `stepd plugin install %s` again", err, digest.Path))
+	}
+	return err
+}
+
+// dispenser is the host's side of go-plugin: it hands out the connection.
+type dispenser struct {
+	goplugin.NetRPCUnsupportedPlugin
+}
+
+type dispensed struct {
+	conn   *grpc.ClientConn
+	broker *goplugin.GRPCBroker
+}
+
+// GRPCServer implements goplugin.GRPCPlugin; a host serves nothing this way.
+func (dispenser) GRPCServer(*goplugin.GRPCBroker, *grpc.Server) error { return errors.ErrUnsupported }
+
+// GRPCClient implements goplugin.GRPCPlugin.
+func (dispenser) GRPCClient(_ context.Context, broker *goplugin.GRPCBroker, conn *grpc.ClientConn) (any, error) {
+	return dispensed{conn, broker}, nil
+}
+
+// child is the program as go-plugin's runner. Before prepare and Start it
+// stands for nothing.
+type child struct {
+	name, dir string
+
+	cmd    *exec.Cmd
+	policy sandbox.Policy
+	stdin  *os.File // our end; the plugin exits when it closes
+	stdout *os.File
+	stderr *tail
+	theirs []*os.File
+
+	mu   sync.Mutex
+	proc *sandbox.Process
+}
+
+func (c *child) prepare(image *sandbox.Image, env []string, policy sandbox.Policy) error {
+	stdin, ourIn, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	ourOut, stdout, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	ourErr, stderr, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	c.policy = policy
+	c.stdin, c.stdout, c.stderr = ourIn, ourOut, &tail{file: ourErr}
+	c.theirs = []*os.File{stdin, stdout, stderr}
+	c.cmd = &exec.Cmd{
+		Path: image.Path(), Args: []string{c.name}, Dir: c.dir,
+		Stdin: stdin, Stdout: stdout, Stderr: stderr,
+		Env: append([]string{
+			"PATH=/usr/local/bin:/usr/bin:/bin", "HOME=" + c.dir, "TMPDIR=" + c.dir, "LANG=C.UTF-8",
+			protocol.EnvWatchStdin + "=1",
+		}, env...),
+	}
+	return nil
+}
+
+// Start implements runner.Runner.
+func (c *child) Start(context.Context) error {
+	proc, err := sandbox.Start(c.cmd, c.policy)
+	for _, f := range c.theirs {
+		_ = f.Close() // the child has its own
+	}
+	if err != nil {
+		_, _, _ = c.stdin.Close(), c.stdout.Close(), c.stderr.Close()
+		return err
+	}
+	c.mu.Lock()
+	c.proc = proc
+	c.mu.Unlock()
+	go func() {
+		<-proc.Exited()
+		// Whoever left the process group may still hold the pipes open, and
+		// go-plugin reads them to the end.
+		time.AfterFunc(time.Second, func() {
+			_, _, _ = c.stdin.Close(), c.stdout.Close(), c.stderr.Close()
+		})
+	}()
+	return nil
+}
+
+func (c *child) started() *sandbox.Process {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.proc
+}
+
+// Wait implements runner.Runner.
+func (c *child) Wait(context.Context) error {
+	c.wait()
+	return c.err()
+}
+
+func (c *child) wait() {
+	if proc := c.started(); proc != nil {
+		<-proc.Exited()
+	}
+}
+
+// err says how the child ended, nil while it runs.
+func (c *child) err() error {
+	proc := c.started()
+	if proc == nil {
+		return nil
+	}
+	select {
+	case <-proc.Exited():
+		return proc.Err()
+	default:
+		return nil
+	}
+}
+
+// Kill implements runner.Runner.
+func (c *child) Kill(context.Context) error { return c.end() }
+
+func (c *child) end() error {
+	if proc := c.started(); proc != nil {
+		return proc.Kill()
+	}
+	return nil
+}
+
+// Stdout implements runner.Runner.
+func (c *child) Stdout() io.ReadCloser { return c.stdout }
+
+// Stderr implements runner.Runner.
+func (c *child) Stderr() io.ReadCloser { return c.stderr }
+
+// Name implements runner.Runner.
+func (c *child) Name() string { return c.name }
+
+// ID implements runner.Runner.
+func (c *child) ID() string {
+	if proc := c.started(); proc != nil {
+		return fmt.Sprint(proc.Pid())
+	}
+	return ""
+}
+
+// Diagnose implements runner.Runner; see process.start for the last words.
+func (c *child) Diagnose(context.Context) string {
+	return "a plugin is a program that calls plugin.Serve and writes nothing to its standard output before"
+}
+
+// PluginToHost implements runner.Runner: of the addresses a plugin can name,
+// only a socket in its own directory is connected to.
+func (c *child) PluginToHost(network, address string) (string, string, error) {
+	if network != "unix" || !strings.HasPrefix(filepath.Clean(address), c.dir+string(filepath.Separator)) {
+		return "", "", fmt.Errorf("it wants to be reached at %s %q, which is not a socket in its own directory", network, address)
+	}
+	return network, address, nil
+}
+
+// HostToPlugin implements runner.Runner.
+func (c *child) HostToPlugin(network, address string) (string, string, error) {
+	return network, address, nil
+}
+
+func (c *child) lastWords() string {
+	if c.stderr == nil {
+		return ""
+	}
+	return c.stderr.text()
+}
+
+// tail is a pipe's read end that remembers the end of what passed through.
+type tail struct {
+	file *os.File
+	mu   sync.Mutex
+	last []byte
+}
+
+const tailBytes = 2 << 10
+
+// Read implements io.Reader.
+func (t *tail) Read(p []byte) (int, error) {
+	n, err := t.file.Read(p)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.last = append(t.last, p[:n]...)
+	if extra := len(t.last) - tailBytes; extra > 0 {
+		t.last = append(t.last[:0], t.last[extra:]...)
+	}
+	return n, err
+}
+
+// Close implements io.Closer.
+func (t *tail) Close() error { return t.file.Close() }
+
+// text is quoted where it would disturb a terminal.
+func (t *tail) text() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(strings.TrimSpace(string(t.last)), "?"))
+}
