@@ -182,7 +182,7 @@ func TestConformanceAdmission(t *testing.T) {
 			t.Errorf("%s: got %v, want an error with %q", tc.reason, err, tc.err)
 			continue
 		}
-		if errs[0].Line == 0 || tc.at != "" && errs[0].Position.String() != tc.at {
+		if errs[0].Line == 0 || tc.at != "" && errs[0].String() != tc.at {
 			t.Errorf("%s: at %s, want %s", tc.reason, errs[0].Position, tc.at)
 		}
 	}

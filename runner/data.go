@@ -143,7 +143,7 @@ func (d *DocumentData) StageMetadata(_ context.Context, project, name string) (m
 // SetFreightMetadata lays values over a piece of Freight's status.metadata.
 func (d *DocumentData) SetFreightMetadata(_ context.Context, project, name string, values map[string]json.RawMessage) error {
 	if d.findFreight(project, name) == nil {
-		return fmt.Errorf("Freight %q not found in namespace %q", name, project) //nolint:revive // a kind, as Kargo writes it
+		return fmt.Errorf("cannot set metadata: Freight %q not found in namespace %q", name, project)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -154,7 +154,7 @@ func (d *DocumentData) SetFreightMetadata(_ context.Context, project, name strin
 // SetStageMetadata lays values over a Stage's status.metadata.
 func (d *DocumentData) SetStageMetadata(_ context.Context, project, name string, values map[string]json.RawMessage) error {
 	if _, ok := find[*kargoapi.Stage](d, project, name); !ok {
-		return fmt.Errorf("Stage %q not found in namespace %q", name, project) //nolint:revive // a kind, as Kargo writes it
+		return fmt.Errorf("cannot set metadata: Stage %q not found in namespace %q", name, project)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -50,7 +50,7 @@ func (r *resolver) targetFreight() (*kargoapi.Freight, error) {
 	if r.stage == nil {
 		r.p.FreightRequests = []kargoapi.FreightRequest{{Origin: f.Origin, Sources: kargoapi.FreightSources{Direct: true}}}
 	} else if !slices.ContainsFunc(r.p.FreightRequests, func(q kargoapi.FreightRequest) bool { return q.Origin == f.Origin }) {
-		return nil, fmt.Errorf("Freight %q comes from %s, which Stage %q does not request", //nolint:revive // a kind
+		return nil, fmt.Errorf("cannot promote Freight %q: it comes from %s, which Stage %q does not request",
 			f.Name, f.Origin, r.p.Stage)
 	}
 	// A Stage's Warehouses have to exist, as in Kargo, unless the Freight was

@@ -313,7 +313,9 @@ func TestMetadataOverlay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	raw := func(s string) map[string]json.RawMessage { return map[string]json.RawMessage{"count": json.RawMessage(s)} }
+	raw := func(s string) map[string]json.RawMessage {
+		return map[string]json.RawMessage{"count": json.RawMessage(s)}
+	}
 	for _, tc := range []struct {
 		reason string
 		set    func() error

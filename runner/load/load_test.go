@@ -128,7 +128,7 @@ func TestStrict(t *testing.T) {
 			if len(errs) != 1 {
 				t.Fatalf("got %v, want one error", err)
 			}
-			if errs[0].Position.String() != tc.at || !strings.Contains(errs[0].Error(), tc.contains) {
+			if errs[0].String() != tc.at || !strings.Contains(errs[0].Error(), tc.contains) {
 				t.Errorf("got %v, want it at %s with %q", errs[0], tc.at, tc.contains)
 			}
 			if strings.Contains(tc.reason, "field") && !errors.Is(err, steps.ErrConfig) {

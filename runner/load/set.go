@@ -100,7 +100,7 @@ type Error struct {
 
 // Error implements error.
 func (e *Error) Error() string {
-	s := e.Position.String() + ": " + e.Message
+	s := e.String() + ": " + e.Message
 	if e.Remedy != "" {
 		s += "; " + e.Remedy
 	}
