@@ -1,6 +1,7 @@
 package gitrepo
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
@@ -117,7 +118,18 @@ func Permanent(err error) bool {
 	var access *AccessError
 	var badURL *URLError
 	var format *objectFormatError
-	return errors.As(err, &access) || errors.As(err, &badURL) || errors.As(err, &format)
+	var cert *tls.CertificateVerificationError
+	return errors.As(err, &cert) || errors.As(err, &access) || errors.As(err, &badURL) || errors.As(err, &format)
+}
+
+// Nonsense tells whether the server was reached and answered, but not with what
+// was asked for: an object it does not give, an error of its own, garbage.
+func Nonsense(err error) bool {
+	var server *ServerError
+	var protocol *ProtocolError
+	var limit *LimitError
+	var missing *MissingError
+	return errors.As(err, &server) || errors.As(err, &protocol) || errors.As(err, &limit) || errors.As(err, &missing)
 }
 
 // Unauthenticated tells whether err says that the credentials are not accepted

@@ -156,7 +156,6 @@ type Dialer interface {
 	Dial(ctx context.Context, t Target) (Remote, error)
 }
 
-
 // scpLike matches git's short form of an SSH URL.
 var scpLike = regexp.MustCompile(`^(?:([^@/\s]+)@)?([A-Za-z0-9.\-]+|\[[0-9a-fA-F:]+\]):(.+)$`)
 

@@ -1,0 +1,571 @@
+package atomiccommit
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/stepd/stepd/internal/gitrepo"
+	"github.com/stepd/stepd/steps"
+)
+
+// branchState is what the branch was when it was last read.
+type branchState struct {
+	// old is the tip, the expected value of a push; zero when the branch does
+	// not exist.
+	old gitrepo.Hash
+	// start is the commit to build on: old, or where a new branch begins; zero
+	// in an empty repository.
+	start gitrepo.Hash
+}
+
+// plan is a push and the jobs it is for.
+type plan struct {
+	push    gitrepo.Push
+	jobs    []*job
+	commits []gitrepo.Hash
+	paths   [][]string
+}
+
+func (p *plan) changed(i int) bool { return len(p.paths[i]) > 0 }
+
+// open are the jobs of a batch that have no result yet.
+func open(batch []*job) []*job {
+	var rest []*job
+	for _, j := range batch {
+		if !j.finished {
+			rest = append(rest, j)
+		}
+	}
+	return rest
+}
+
+// plan judges every job against the branch and builds the chain of commits for
+// those that are to be pushed. Jobs that need no push get their result.
+//
+// The tip may be remembered from an earlier push; a verdict other than "push"
+// is given only on a tip that was read after the job came, and a push on an old
+// one fails harmlessly.
+func (o *owner) plan(ctx context.Context, batch []*job) (*plan, error) {
+	p := &plan{}
+	for _, j := range batch {
+		if err := o.loadIntent(j); err != nil {
+			j.finish(nil, err)
+		}
+	}
+	if o.readAt.IsZero() {
+		if err := o.readTip(ctx, open(batch)); err != nil {
+			return p, err
+		}
+	}
+	for {
+		stale, err := o.tryPlan(ctx, p, batch)
+		if err != nil || !stale {
+			return p, err
+		}
+		if err := o.readTip(ctx, open(batch)); err != nil {
+			return p, err
+		}
+	}
+}
+
+func (o *owner) loadIntent(j *job) error {
+	if j.intentLoaded {
+		return nil
+	}
+	in, err := o.intents.load(j.change)
+	if err != nil {
+		return err
+	}
+	j.intent, j.intentLoaded, j.intentSaved = in, true, in != nil
+	return nil
+}
+
+// readTip asks the server for the branch.
+func (o *owner) readTip(ctx context.Context, jobs []*job) error {
+	branch := ""
+	names := map[string]bool{}
+	for _, j := range jobs {
+		branch = j.change.branch
+		if j.createBranch && j.baseBranch != "" {
+			names[j.baseBranch] = true
+		}
+	}
+	if branch == "" {
+		return nil // nobody is left to ask for
+	}
+	ask := []string{branch}
+	for n := range names {
+		ask = append(ask, n)
+	}
+	at := time.Now()
+	refs, err := o.remote.Refs(ctx, ask...)
+	if err != nil {
+		return err
+	}
+	st := branchState{old: refs.Heads[branch], start: refs.Heads[branch]}
+	if st.old.IsZero() && !refs.Empty {
+		if st.start, err = o.startPoint(ctx, jobs, refs); err != nil {
+			return err
+		}
+		if st.start.IsZero() {
+			return nil // nobody wants to create the branch
+		}
+	}
+	o.tip, o.readAt = st, at
+	return nil
+}
+
+// startPoint is where a branch that does not exist begins: zero when no job
+// may create it. Jobs that may not get their error here.
+func (o *owner) startPoint(ctx context.Context, jobs []*job, refs gitrepo.Refs) (gitrepo.Hash, error) {
+	var creators []*job
+	for _, j := range jobs {
+		if j.createBranch {
+			creators = append(creators, j)
+			continue
+		}
+		j.finish(nil, configErrorf("branch %q does not exist in %s; set createBranch: true to create it", j.change.branch, o.remote.URL()))
+	}
+	if len(creators) == 0 {
+		return gitrepo.ZeroHash, nil
+	}
+	// Once the first has created the branch, it exists for the others.
+	name := creators[0].baseBranch
+	if name == "" {
+		name = refs.Default
+	}
+	if name == "" {
+		return gitrepo.ZeroHash, configErrorf("branch %q does not exist in %s, which names no default branch; set baseBranch", creators[0].change.branch, o.remote.URL())
+	}
+	if tip, ok := refs.Heads[name]; ok {
+		return tip, nil
+	}
+	more, err := o.remote.Refs(ctx, name)
+	if err != nil {
+		return gitrepo.ZeroHash, err
+	}
+	if tip, ok := more.Heads[name]; ok {
+		return tip, nil
+	}
+	return gitrepo.ZeroHash, configErrorf("baseBranch %q does not exist in %s", name, o.remote.URL())
+}
+
+// tryPlan fills p on the known tip. It reports stale when a verdict needs a tip
+// that is read anew.
+func (o *owner) tryPlan(ctx context.Context, p *plan, batch []*job) (stale bool, err error) {
+	p.jobs, p.commits, p.paths, p.push = nil, nil, nil, gitrepo.Push{}
+	waiting := o.present(open(batch))
+	if len(waiting) == 0 {
+		return false, nil
+	}
+	trees, err := o.trees(ctx, waiting)
+	if err != nil {
+		return false, err
+	}
+	var ready []*job
+	for _, j := range waiting {
+		v, err := o.judge(ctx, j, trees)
+		switch {
+		case err != nil:
+			return false, err
+		case v.push:
+			ready = append(ready, j)
+		case !o.readAt.After(j.submitted) && !v.certain:
+			return true, nil
+		default:
+			j.finish(v.out, v.err)
+		}
+	}
+	p.push = gitrepo.Push{Branch: waiting[0].change.branch, Old: o.tip.old, New: o.tip.start}
+	for _, j := range ready {
+		c, next, paths, err := o.build(ctx, j, trees)
+		if err != nil {
+			if !o.readAt.After(j.submitted) {
+				return true, nil
+			}
+			j.finish(nil, err)
+			continue
+		}
+		if len(paths) > 0 {
+			trees = next
+			p.push.Commits = append(p.push.Commits, c)
+			p.push.New = c.Commit.ID
+		}
+		p.jobs = append(p.jobs, j)
+		p.commits = append(p.commits, p.push.New)
+		p.paths = append(p.paths, paths)
+	}
+	return false, o.saveIntents(ctx, p)
+}
+
+// trees are those of the tip along the paths of all jobs.
+func (o *owner) trees(ctx context.Context, jobs []*job) (*gitrepo.Trees, error) {
+	if o.tip.start.IsZero() {
+		return gitrepo.EmptyTrees(), nil
+	}
+	var paths []string
+	for _, j := range jobs {
+		paths = append(paths, j.change.paths()...)
+	}
+	t, err := o.remote.Trees(ctx, o.tip.start, paths, o.hint)
+	if err == nil {
+		o.hint = o.tip.start
+	}
+	return t, err
+}
+
+// build makes the job's commit on trees. A change that is in place already
+// gives no paths and no commit.
+func (o *owner) build(ctx context.Context, j *job, trees *gitrepo.Trees) (gitrepo.NewCommit, *gitrepo.Trees, []string, error) {
+	none := gitrepo.NewCommit{}
+	var changes []gitrepo.Change
+	var paths []string
+	for _, f := range j.change.files {
+		if err := trees.Check(f.Path); err != nil {
+			return none, nil, nil, configErrorf("%w", err)
+		}
+		e := trees.Entry(f.Path)
+		if j.holds(e, f) {
+			continue
+		}
+		if j.overlay && e.Mode == gitrepo.ModeExecutable && f.Mode == gitrepo.ModeFile {
+			f.Mode = gitrepo.ModeExecutable
+		}
+		changes = append(changes, f)
+		paths = append(paths, f.Path)
+	}
+	if len(changes) == 0 {
+		return none, trees, nil, nil
+	}
+	if j.overlay {
+		if err := checkAttributes(ctx, o.remote, trees, changes); err != nil {
+			return none, nil, nil, err
+		}
+	}
+	when := j.intent.when
+	c, next, err := gitrepo.NewCommitOn(trees, changes, gitrepo.CommitSpec{
+		Author:    gitrepo.Signature{Name: j.identity.author.Name, Email: j.identity.author.Email, When: when},
+		Committer: gitrepo.Signature{Name: j.identity.committer.Name, Email: j.identity.committer.Email, When: when},
+		Message:   j.message,
+		Signer:    j.identity.signer,
+	})
+	c.Step = j.alias
+	return c, next, paths, err
+}
+
+// saveIntents makes the intents of a plan durable before anything is pushed.
+// A job whose intent cannot be saved makes the whole plan fail; with others'
+// commits chained on its own there is no leaving it out.
+func (o *owner) saveIntents(ctx context.Context, p *plan) error {
+	g, _ := errgroup.WithContext(ctx)
+	g.SetLimit(8)
+	for _, j := range p.jobs {
+		if j.intentSaved {
+			continue
+		}
+		g.Go(func() error {
+			if err := o.intents.save(j.change, *j.intent); err != nil {
+				return err
+			}
+			j.intentSaved = true
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// verdict is what is to become of a job on a tip.
+type verdict struct {
+	push bool
+	out  *outcome
+	err  error
+	// certain verdicts hold whatever the branch has become since.
+	certain bool
+}
+
+const (
+	// maxLookBack bounds the commits that are looked at.
+	maxLookBack = 2000
+	// clockSkew is how much earlier than the promotion's own time its commit
+	// may claim to be.
+	clockSkew = 10 * time.Minute
+)
+
+// judge decides by state, in this order: our own commit is on the branch;
+// nothing is to change; a newer promotion has superseded this one; somebody
+// else changed the same path; push.
+func (o *owner) judge(ctx context.Context, j *job, trees *gitrepo.Trees) (verdict, error) {
+	h, err := o.history(ctx, j)
+	if err != nil {
+		return verdict{}, err
+	}
+	if out, err := o.findOwn(ctx, j, h, trees); out != nil || err != nil {
+		return verdict{out: out, certain: true}, err
+	}
+	if j.in(trees) {
+		switch {
+		case o.tip.start.IsZero():
+			return verdict{err: configErrorf("the repository is empty, and there is nothing to commit")}, nil
+		case !o.tip.old.IsZero():
+			return verdict{out: &outcome{commit: o.tip.start}}, nil
+		}
+		j.prepare(o, trees)
+		return verdict{push: true}, nil // the branch itself is missing
+	}
+	if by, err := o.supersededBy(ctx, j, h); by != nil || err != nil {
+		return verdict{err: j.superseded(by)}, err
+	}
+	j.prepare(o, trees)
+	b, err := o.baseOf(ctx, j)
+	if err != nil {
+		return verdict{}, err
+	}
+	for _, f := range j.change.files {
+		now := trees.Entry(f.Path)
+		was := b.entries[f.Path]
+		if now.Mode == was.Mode && now.ID == was.ID || j.holds(now, f) {
+			continue
+		}
+		return verdict{err: o.conflict(ctx, j, h, f.Path)}, nil
+	}
+	return verdict{push: true}, nil
+}
+
+// history is the part of the branch that may hold the job's own commit or a
+// newer promotion's: since the base when there is an intent, else back to when
+// the promotion was made.
+func (o *owner) history(ctx context.Context, j *job) (gitrepo.History, error) {
+	q := gitrepo.HistoryQuery{Tip: o.tip.start, Max: maxLookBack}
+	if j.intent != nil {
+		q.Until = j.intent.base.commit
+	} else if id, ok := promotionULID(j.change.promotion); ok {
+		// A time in the future says nothing.
+		if made := time.UnixMilli(int64(id.Time())); made.Before(o.Clock()) { //nolint:gosec // 48 bits
+			q.Since = made.Add(-clockSkew)
+		}
+	}
+	return o.remote.History(ctx, q)
+}
+
+// prepare gives a job the intent it will be pushed under. The base is the tip
+// at first contact: while the tip is only remembered from before the job came,
+// it is taken anew whenever the branch turns out to have moved.
+func (j *job) prepare(o *owner, trees *gitrepo.Trees) {
+	firstContact := o.readAt.After(j.submitted)
+	if j.intent != nil && (!j.intent.provisional || !firstContact) {
+		return
+	}
+	in := &intent{
+		when: o.Clock().UTC().Truncate(time.Second), provisional: !firstContact, change: j.change,
+		base: base{commit: o.tip.start, entries: map[string]gitrepo.Entry{}},
+	}
+	if j.intent != nil {
+		in.when = j.intent.when
+	}
+	for _, p := range j.change.paths() {
+		if e := trees.Entry(p); e.Mode != gitrepo.ModeAbsent {
+			in.base.entries[p] = e
+		}
+	}
+	j.intent, j.intentSaved = in, false
+}
+
+// baseOf is the state that conflicts are judged against.
+func (o *owner) baseOf(ctx context.Context, j *job) (base, error) {
+	if j.base != nil {
+		return *j.base, nil
+	}
+	b := j.intent.base
+	if b.entries != nil || b.commit.IsZero() {
+		return b, nil
+	}
+	// The files differ from those of the earlier attempt: read what was there.
+	t, err := o.remote.Trees(ctx, b.commit, j.change.paths(), gitrepo.ZeroHash)
+	if err != nil {
+		return b, err
+	}
+	b.entries = map[string]gitrepo.Entry{}
+	for _, p := range j.change.paths() {
+		if e := t.Entry(p); e.Mode != gitrepo.ModeAbsent {
+			b.entries[p] = e
+		}
+	}
+	return b, nil
+}
+
+// findOwn looks for the job's own commit. Anybody can write the trailer, so a
+// commit counts only if its tree holds the change. Of several the oldest is
+// ours: copies come later.
+func (o *owner) findOwn(ctx context.Context, j *job, h gitrepo.History, tip *gitrepo.Trees) (*outcome, error) {
+	want := j.change
+	if len(want.files) == 0 && j.intent != nil && j.intent.change != nil {
+		want = j.intent.change // a new work tree that has our commit already
+	}
+	for i := len(h.Commits) - 1; i >= 0; i-- {
+		c := h.Commits[i]
+		if !readClaim(c.Message).is(want.id) {
+			continue
+		}
+		t := tip
+		if c.ID != o.tip.start || len(want.files) != len(j.change.files) {
+			var err error
+			if t, err = o.remote.Trees(ctx, c.ID, want.paths(), gitrepo.ZeroHash); err != nil {
+				if !gitrepo.Nonsense(err) {
+					return nil, err
+				}
+				t = tip // a server that does not give old trees: what is there now must do
+			}
+		}
+		if j.holdsAll(t, want) {
+			return &outcome{commit: c.ID, changed: true, paths: o.changedPaths(ctx, c, want), found: true}, nil
+		}
+	}
+	return nil, nil
+}
+
+// changedPaths are the paths of a change that its commit really changed.
+func (o *owner) changedPaths(ctx context.Context, c *gitrepo.Commit, want *change) []string {
+	paths, err := o.touched(ctx, c, want.paths())
+	if err != nil {
+		return want.paths() // of those, some; which, the server does not tell
+	}
+	return paths
+}
+
+// supersededBy returns the commit of a newer promotion of the same stage that
+// changed one of the job's paths. "Newer" is the greater ULID; where there is
+// none, what came to the branch after this promotion's base.
+func (o *owner) supersededBy(ctx context.Context, j *job, h gitrepo.History) (*gitrepo.Commit, error) {
+	mine, ok := promotionULID(j.change.promotion)
+	for _, c := range h.Commits {
+		cl := readClaim(c.Message)
+		if !cl.otherOfStage(j.change) {
+			continue
+		}
+		other, otherOK := promotionULID(cl.promotion)
+		newer := other.Compare(mine) > 0
+		if !ok || !otherOK {
+			newer = j.intent != nil
+		}
+		if !newer {
+			continue
+		}
+		touched, err := o.touched(ctx, c, j.change.paths())
+		if err != nil && !gitrepo.Nonsense(err) {
+			return nil, err
+		}
+		if len(touched) > 0 || err != nil { // a server that does not tell: never overwrite
+			return c, nil
+		}
+	}
+	return nil, nil
+}
+
+// touched returns those of the paths that a commit changed.
+func (o *owner) touched(ctx context.Context, c *gitrepo.Commit, paths []string) ([]string, error) {
+	before := gitrepo.EmptyTrees()
+	after, err := o.remote.Trees(ctx, c.ID, paths, gitrepo.ZeroHash)
+	if err == nil && len(c.Parents) > 0 {
+		before, err = o.remote.Trees(ctx, c.Parents[0], paths, gitrepo.ZeroHash)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var changed []string
+	for _, p := range paths {
+		if a, b := after.Entry(p), before.Entry(p); a.ID != b.ID || a.Mode != b.Mode {
+			changed = append(changed, p)
+		}
+	}
+	return changed, nil
+}
+
+func (j *job) superseded(by *gitrepo.Commit) error {
+	return &ConflictError{
+		Commit: by.ID.String(), Superseded: true,
+		reason: fmt.Sprintf("promotion %q is superseded: commit %s on branch %s is of promotion %q, a newer one of the same stage; promote again if this is what you want",
+			j.change.promotion, by.ID, j.change.branch, oneLine(readClaim(by.Message).promotion)),
+	}
+}
+
+// maxNaming is how many commits are compared to name the one in the way.
+const maxNaming = 50
+
+func (o *owner) conflict(ctx context.Context, j *job, h gitrepo.History, path string) error {
+	if j.base != nil && j.base.commit != o.tip.start {
+		if _, err := o.remote.Commit(ctx, j.base.commit); gitrepo.Nonsense(err) {
+			return configErrorf("the work tree's HEAD, %s, is not on the server: atomic-commit takes the place of git-commit and git-push, so leave those out", j.base.commit)
+		}
+	}
+	e := &ConflictError{Path: path}
+	for i, c := range h.Commits {
+		if i == maxNaming {
+			break
+		}
+		if touched, err := o.touched(ctx, c, []string{path}); err == nil && len(touched) > 0 {
+			e.Commit = c.ID.String()
+			e.reason = fmt.Sprintf("%q was changed on branch %s by commit %s (%s) since this promotion began; promote again to overwrite it",
+				path, j.change.branch, c.ID, oneLine(c.Author))
+			return e
+		}
+	}
+	e.Commit = o.tip.start.String()
+	e.reason = fmt.Sprintf("%q was changed on branch %s, which is now at %s, since this promotion began; promote again to overwrite it", path, j.change.branch, o.tip.start)
+	if !h.Complete {
+		e.reason += fmt.Sprintf(" (looked at %d commits)", len(h.Commits))
+	}
+	return e
+}
+
+// ConflictError says that somebody else's change stands in the way, or that a
+// newer promotion does. It is steps.ErrConflict.
+type ConflictError struct {
+	// Path is the path in conflict; empty when superseded.
+	Path string
+	// Commit is the commit in the way, or the tip when it could not be found.
+	Commit     string
+	Superseded bool
+	reason     string
+}
+
+// Error explains what is in the way and what to do.
+func (e *ConflictError) Error() string { return e.reason }
+
+// Unwrap makes it a steps.ErrConflict.
+func (e *ConflictError) Unwrap() error { return steps.ErrConflict }
+
+// Detail implements steps.Detailer.
+func (e *ConflictError) Detail() map[string]any {
+	d := map[string]any{"commit": e.Commit, "superseded": e.Superseded}
+	if e.Path != "" {
+		d["path"] = e.Path
+	}
+	return d
+}
+
+func (j *job) in(t *gitrepo.Trees) bool { return j.holdsAll(t, j.change) }
+
+func (j *job) holdsAll(t *gitrepo.Trees, c *change) bool {
+	for _, f := range c.files {
+		if !j.holds(t.Entry(f.Path), f) {
+			return false
+		}
+	}
+	return true
+}
+
+// holds tells whether an entry is what a file is to become. A file of an overlay
+// that is not executable keeps the mode it has in the repository.
+func (j *job) holds(e gitrepo.Entry, f gitrepo.Change) bool {
+	if f.Mode == gitrepo.ModeAbsent {
+		return e.Mode == gitrepo.ModeAbsent
+	}
+	if e.ID != f.ID || !e.Mode.IsFile() {
+		return false
+	}
+	exec := e.Mode == gitrepo.ModeExecutable
+	return exec == (f.Mode == gitrepo.ModeExecutable) || j.overlay && exec
+}
