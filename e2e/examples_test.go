@@ -163,18 +163,18 @@ func strict(schema map[string]any) {
 		schema["additionalProperties"] = false
 	}
 	for key, value := range schema {
-		switch value := value.(type) {
-		case map[string]any:
-			if key == "properties" {
-				for _, p := range value {
-					if p, ok := p.(map[string]any); ok {
-						strict(p)
-					}
+		nested, _ := value.(map[string]any)
+		switch key {
+		case "properties":
+			for _, p := range nested {
+				if p, ok := p.(map[string]any); ok {
+					strict(p)
 				}
-				continue
 			}
-			if key == "items" || key == "additionalProperties" {
-				strict(value)
+			continue
+		case "items", "additionalProperties":
+			if nested != nil {
+				strict(nested)
 			}
 		}
 		if strings.HasPrefix(key, "x-kubernetes-") || key == "format" {

@@ -7,6 +7,7 @@ package artifact
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"time"
 
@@ -125,4 +126,16 @@ func pushBlob(ctx context.Context, repo *remote.Repository, d ocispec.Descriptor
 		return fmt.Errorf("cannot push blob %s: %w", d.Digest, err)
 	}
 	return nil
+}
+
+// Layer returns the only layer of a manifest.
+func Layer(manifest []byte) (ocispec.Descriptor, error) {
+	var m ocispec.Manifest
+	if err := json.Unmarshal(manifest, &m); err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("cannot read the manifest: %w", err)
+	}
+	if len(m.Layers) != 1 {
+		return ocispec.Descriptor{}, fmt.Errorf("the manifest has %d layers, want one", len(m.Layers))
+	}
+	return m.Layers[0], nil
 }

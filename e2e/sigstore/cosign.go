@@ -157,6 +157,32 @@ func (s *Stack) Sign(ctx context.Context, f Form, run workflow.Run, ref string, 
 	return err
 }
 
+// VerifyArgs are the arguments with which cosign v3 verifies ref in the given
+// form, signed as run or with the stack's key.
+func (s *Stack) VerifyArgs(f Form, run workflow.Run, ref string) []string {
+	args := []string{"verify", "--allow-http-registry"}
+	if f.Attest {
+		args = []string{"verify-attestation", "--allow-http-registry", "--type", SLSA}
+	}
+	if f.Key {
+		args = append(args, "--key", s.PublicKey)
+	} else {
+		args = append(args, "--certificate-identity", run.Subject(), "--certificate-oidc-issuer", s.Issuer())
+	}
+	if f.Log == NoLog {
+		args = append(args, "--insecure-ignore-tlog=true")
+	}
+	if f.Timestamp {
+		args = append(args, "--use-signed-timestamps")
+	}
+	if f.Legacy {
+		args = append(args, "--new-bundle-format=false")
+	} else {
+		args = append(args, "--trusted-root", s.TrustedRoot)
+	}
+	return append(args, ref)
+}
+
 // services are the flags that choose format and services.
 func (s *Stack) services(f Form) ([]string, error) {
 	if !f.Legacy {
@@ -183,15 +209,10 @@ func (s *Stack) services(f Form) ([]string, error) {
 	return args, nil
 }
 
-// Cosign runs cosign of the given major version, with none of the user's
-// configuration, and returns its standard output.
+// Cosign runs cosign of the given major version and returns its standard
+// output.
 func (s *Stack) Cosign(ctx context.Context, major int, args ...string) ([]byte, error) {
-	bin := s.cosignV3
-	if major == 2 {
-		bin = s.cosignV2
-	}
-	cmd := exec.CommandContext(ctx, bin, args...)
-	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.dir, "COSIGN_PASSWORD="}, s.env...)
+	cmd := s.CosignCommand(ctx, major, args...)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
@@ -201,17 +222,17 @@ func (s *Stack) Cosign(ctx context.Context, major int, args ...string) ([]byte, 
 	return out, nil
 }
 
-// CosignPath is the path of cosign of the given major version, and Env the
-// environment that points it at this stack, for measurements.
-func (s *Stack) CosignPath(major int) string {
+// CosignCommand is cosign of the given major version pointed at the stack, with
+// none of the user's configuration.
+func (s *Stack) CosignCommand(ctx context.Context, major int, args ...string) *exec.Cmd {
+	bin := s.cosignV3
 	if major == 2 {
-		return s.cosignV2
+		bin = s.cosignV2
 	}
-	return s.cosignV3
+	cmd := exec.CommandContext(ctx, bin, args...)
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.dir, "COSIGN_PASSWORD="}, s.env...)
+	return cmd
 }
-
-// Env is what Cosign adds to the environment.
-func (s *Stack) Env() []string { return append([]string{"HOME=" + s.dir}, s.env...) }
 
 // makeKeys makes two key pairs, the second to be a wrong one.
 func (s *Stack) makeKeys(ctx context.Context) error {

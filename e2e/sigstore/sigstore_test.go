@@ -40,27 +40,7 @@ func TestEveryFormSignsAndVerifies(t *testing.T) {
 			if err := stack.Sign(ctx, form, run, ref, sigstore.SignOptions{}); err != nil {
 				t.Fatal(err)
 			}
-			args := []string{"verify", "--allow-http-registry"}
-			if form.Attest {
-				args = []string{"verify-attestation", "--allow-http-registry", "--type", sigstore.SLSA}
-			}
-			if form.Key {
-				args = append(args, "--key", stack.PublicKey)
-			} else {
-				args = append(args, "--certificate-identity", run.Subject(), "--certificate-oidc-issuer", stack.Issuer())
-			}
-			if form.Log == sigstore.NoLog {
-				args = append(args, "--insecure-ignore-tlog=true")
-			}
-			if form.Timestamp {
-				args = append(args, "--use-signed-timestamps")
-			}
-			if form.Legacy {
-				args = append(args, "--new-bundle-format=false")
-			} else {
-				args = append(args, "--trusted-root", stack.TrustedRoot)
-			}
-			if _, err := stack.Cosign(ctx, 3, append(args, ref)...); err != nil {
+			if _, err := stack.Cosign(ctx, 3, stack.VerifyArgs(form, run, ref)...); err != nil {
 				t.Error(err)
 			}
 		})
