@@ -18,12 +18,13 @@ import (
 
 // promotion is one promotion's work dir and state, for tests.
 type promotion struct {
-	t     *testing.T
-	dir   string
-	caps  steps.Capabilities
-	log   *effects.Log
-	state map[string]any
-	name  string
+	t       *testing.T
+	dir     string
+	caps    steps.Capabilities
+	log     *effects.Log
+	state   map[string]any
+	freight steps.FreightCollection
+	name    string
 }
 
 func newPromotion(t *testing.T) *promotion {
@@ -48,7 +49,7 @@ func (p *promotion) run(reg steps.Registration, cfg config) (steps.Result, error
 	defer cancel()
 	return reg.New(p.caps).Run(ctx, &steps.Context{
 		WorkDir: p.dir, Config: cfg, Alias: reg.Name, Project: "demo", Stage: "prod",
-		Promotion: p.name, PromotionActor: "admin", SharedState: p.state, Log: slog.New(slog.DiscardHandler),
+		Promotion: p.name, PromotionActor: "admin", SharedState: p.state, Freight: p.freight, Log: slog.New(slog.DiscardHandler),
 	})
 }
 

@@ -23,7 +23,7 @@ import (
 func dataSteps() map[string]steps.Registration {
 	kinds := map[string]steps.Registration{}
 	for _, reg := range []steps.Registration{
-		JSONParse(), JSONUpdate(), TOMLParse(), TOMLUpdate(), YAMLParse(), YAMLUpdate(),
+		JSONParse(), JSONUpdate(), KustomizeSetImage(), TOMLParse(), TOMLUpdate(), YAMLMerge(), YAMLParse(), YAMLUpdate(),
 		Copy(), Delete(), FileWrite(), Untar(),
 	} {
 		kinds[reg.Name] = reg
@@ -37,7 +37,8 @@ type goldenCase struct {
 		As     string         `json:"as"`
 		Config map[string]any `json:"config"`
 	}
-	files struct {
+	freight steps.FreightCollection
+	files   struct {
 		Data       map[string]string `json:"data"`
 		BinaryData map[string]string `json:"binaryData"`
 		Symlinks   map[string]string `json:"symlinks"`
@@ -99,6 +100,7 @@ func runGoldenCase(t *testing.T, c goldenCase, name string, kinds map[string]ste
 		t.Fatal(err)
 	}
 	p := newPromotion(t)
+	p.freight = c.freight
 	for f, data := range c.files.Data {
 		p.write(f, data)
 	}
@@ -168,6 +170,12 @@ func readGoldenCase(t *testing.T, file string) (c goldenCase, ok bool) {
 			if err := yaml.Unmarshal([]byte(doc), &c.files); err != nil {
 				t.Fatalf("%s: %v", file, err)
 			}
+		case "Freight":
+			var f steps.FreightReference
+			if err := yaml.Unmarshal([]byte(doc), &f); err != nil {
+				t.Fatalf("%s: %v", file, err)
+			}
+			c.freight.Freight = map[string]steps.FreightReference{f.Origin.String(): f}
 		case "Stage":
 			if err := json.Unmarshal(head.Spec.Template.Spec.Steps, &c.steps); err != nil {
 				return c, false

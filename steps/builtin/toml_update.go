@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -157,7 +158,7 @@ type tomlFinder struct {
 }
 
 func (f *tomlFinder) keyValue(table []string, e *unstable.Node) {
-	path := append(table[:len(table):len(table)], tomlKey(e)...)
+	path := slices.Concat(table, tomlKey(e))
 	f.value(path, e.Value())
 }
 
