@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/stepd/stepd/runner/kargoapi"
@@ -143,7 +144,7 @@ func (d *DocumentData) StageMetadata(_ context.Context, project, name string) (m
 // SetFreightMetadata lays values over a piece of Freight's status.metadata.
 func (d *DocumentData) SetFreightMetadata(_ context.Context, project, name string, values map[string]json.RawMessage) error {
 	if d.findFreight(project, name) == nil {
-		return fmt.Errorf("cannot set metadata: Freight %q not found in namespace %q", name, project)
+		return &NotFoundError{kargoapi.KindFreight, name}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -154,7 +155,7 @@ func (d *DocumentData) SetFreightMetadata(_ context.Context, project, name strin
 // SetStageMetadata lays values over a Stage's status.metadata.
 func (d *DocumentData) SetStageMetadata(_ context.Context, project, name string, values map[string]json.RawMessage) error {
 	if _, ok := find[*kargoapi.Stage](d, project, name); !ok {
-		return fmt.Errorf("cannot set metadata: Stage %q not found in namespace %q", name, project)
+		return &NotFoundError{kargoapi.KindStage, name}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -166,7 +167,7 @@ func (d *DocumentData) SetStageMetadata(_ context.Context, project, name string,
 // alias belongs to one piece of Freight of a project.
 func (d *DocumentData) SetFreightAlias(_ context.Context, project, name, newAlias string) error {
 	if d.findFreight(project, name) == nil {
-		return fmt.Errorf("Freight %q not found in namespace %q", name, project) //nolint:staticcheck // a kind, as Kargo writes it
+		return &NotFoundError{kargoapi.KindFreight, name}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -197,6 +198,18 @@ func (d *DocumentData) findFreight(project, name string) *kargoapi.Freight {
 	}
 	f, _ := find[*kargoapi.Freight](d, project, name)
 	return f
+}
+
+// NotFoundError says that an object of Kargo's API does not exist.
+type NotFoundError struct{ Kind, Name string }
+
+// Error implements error in the API server's words.
+func (e *NotFoundError) Error() string {
+	resource := strings.ToLower(e.Kind)
+	if e.Kind != kargoapi.KindFreight { // which is its own plural
+		resource += "s"
+	}
+	return fmt.Sprintf("%s.kargo.akuity.io %q not found", resource, e.Name)
 }
 
 func overlaid(base, over map[string]json.RawMessage) map[string]json.RawMessage {

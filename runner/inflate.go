@@ -17,20 +17,8 @@ type Task struct {
 
 // TaskLookup finds the task of a kind (kargoapi.KindPromotionTask or
 // KindClusterPromotionTask) and name. The error of a task that is not there
-// should be a *TaskNotFoundError.
+// should be a *NotFoundError.
 type TaskLookup func(kind, name string) (*Task, error)
-
-// TaskNotFoundError says that a step refers to a task that does not exist.
-type TaskNotFoundError struct{ Kind, Name string }
-
-// Error implements error in the API server's words.
-func (e *TaskNotFoundError) Error() string {
-	resource := "promotiontasks"
-	if e.Kind == kargoapi.KindClusterPromotionTask {
-		resource = "clusterpromotiontasks"
-	}
-	return fmt.Sprintf("%s.kargo.akuity.io %q not found", resource, e.Name)
-}
 
 // Inflate replaces every step that refers to a task by the task's steps, and
 // gives every step an alias (pkg/api/promotion.go). Variables are laid out in

@@ -334,7 +334,7 @@ func (r *resolver) lookup(kind, name string) (*Task, error) {
 			return &Task{Spec: o.Spec, Document: d}, nil
 		}
 	}
-	return nil, &TaskNotFoundError{Kind: kind, Name: name}
+	return nil, &NotFoundError{Kind: kind, Name: name}
 }
 
 // metadata settles what ctx says of the promotion itself.

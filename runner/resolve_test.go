@@ -308,8 +308,8 @@ func TestInheritedFreight(t *testing.T) {
 }
 
 func TestMetadataOverlay(t *testing.T) {
-	docs := strings.TrimSuffix(oneStep("{a: 1}"), "\n") + "\nstatus: {metadata: {count: 4, keep: yes}}\n" + goodsFreight
-	r, err := resolve(t, docs, runner.Options{})
+	docs := strings.TrimSuffix(oneStep("{a: 1}"), "\n") + "\nstatus: {metadata: {count: 4, keep: yes}}\n" + goodsFreight + otherFreight
+	r, err := resolve(t, docs, runner.Options{Freight: "aaaa"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -329,6 +329,21 @@ func TestMetadataOverlay(t *testing.T) {
 		if err := tc.set(); (err == nil) != tc.ok {
 			t.Errorf("%s: %v", tc.reason, err)
 		}
+	}
+	if err := r.Data.SetFreightAlias(t.Context(), "demo", "3b1f0c9a77d2e4", "brave-otter"); err != nil {
+		t.Errorf("the alias it has: %v", err)
+	}
+	if err := r.Data.SetFreightAlias(t.Context(), "demo", "aaaa", "brave-otter"); err == nil {
+		t.Error("another's alias is accepted")
+	}
+	if err := r.Data.SetFreightAlias(t.Context(), "demo", "3b1f0c9a77d2e4", "new-name"); err != nil {
+		t.Errorf("a new alias: %v", err)
+	}
+	if err := r.Data.SetFreightAlias(t.Context(), "demo", "aaaa", "brave-otter"); err != nil {
+		t.Errorf("an alias that was given up: %v", err)
+	}
+	if err := r.Data.SetFreightAlias(t.Context(), "demo", "none", "x"); err == nil || err.Error() != `freight.kargo.akuity.io "none" not found` {
+		t.Errorf("of Freight that does not exist: %v", err)
 	}
 	stage, _ := r.Data.StageMetadata(t.Context(), "demo", "prod")
 	freight, _ := r.Data.FreightMetadata(t.Context(), "demo", "3b1f0c9a77d2e4")
