@@ -150,6 +150,12 @@ func (a *Application) Sources() []Source {
 	return nil
 }
 
+// RefreshRequested tells whether Argo CD has yet to carry out a refresh.
+func (a *Application) RefreshRequested() bool {
+	_, ok := a.Metadata.Annotations[refreshAnnotation]
+	return ok
+}
+
 // SyncPolicy is what operations inherit from an Application.
 type SyncPolicy struct {
 	Retry       map[string]any `json:"retry"`

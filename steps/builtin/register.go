@@ -40,6 +40,7 @@ func Registrations(e Edges) []steps.Registration {
 	}
 	return []steps.Registration{
 		ArgoCDUpdate(e.ArgoCD, e.ArgoCDNamespace),
+		ArgoCDWait(e.ArgoCD, e.ArgoCDNamespace),
 		ComposeOutput(),
 		Copy(),
 		Delete(),
