@@ -40,11 +40,14 @@ type edges struct {
 
 // edgeFlags are the settings of edges.
 type edgeFlags struct {
-	allowHTTP []string
+	allowHTTP               []string
+	kubeconfig, kubeContext string
 }
 
 func (f *edgeFlags) add(fl *pflag.FlagSet) {
 	fl.StringArrayVar(&f.allowHTTP, "allow-http", nil, "in a dry run, really send GET and HEAD requests of http steps to URLs below this one (repeatable)")
+	fl.StringVar(&f.kubeconfig, "kubeconfig", "", "with --live: the cluster whose Argo CD Applications are synced (default: syncs are recorded)")
+	fl.StringVar(&f.kubeContext, "kube-context", "", "context of --kubeconfig (default: its current one)")
 }
 
 // newEdges makes the edges of one run. Credentials are made known to the
@@ -84,6 +87,15 @@ func newEdges(a *app, f edgeFlags, live bool, set *load.Set, resources builtin.R
 	b.Downloads = httpedge.Live(e.effects)
 	b.Resources = builtin.Logged(resources, e.effects, false)
 	b.ArgoCD = argocd.NewRecorder(e.effects, live)
+	if f.kubeconfig != "" {
+		client, server, err := argocd.Connect(f.kubeconfig, f.kubeContext)
+		if err != nil {
+			return nil, err
+		}
+		if live {
+			b.ArgoCD = argocd.NewCluster(client, server, e.effects)
+		}
+	}
 
 	regs := append(builtin.Registrations(b),
 		ociverified.New(ociverified.Options{
