@@ -29,7 +29,7 @@ effects are suppressed, recorded and reported instead:
   - artifacts pushed to a registry
   - Argo CD Applications synced or refreshed
   - pull requests opened or merged
-  - HTTP requests of the http step, except to hosts named with --allow-host
+  - HTTP requests of the http step, except reading ones below a URL given with --allow-http
 
 Documents come from -f: Stages, PromotionTasks, Freight, Warehouses, Promotions, Secrets and
 ConfigMaps in any mix. The only Stage, or else the only task, is selected by itself.
