@@ -159,6 +159,27 @@ func TestStateIsJSON(t *testing.T) {
 	}
 }
 
+// A step owns what it is given: changing it changes nothing else.
+func TestStepsCannotReachEachOther(t *testing.T) {
+	ref := func() steps.FreightReference {
+		return steps.FreightReference{
+			Name: "f", Images: []steps.Image{{Annotations: map[string]string{"k": "v"}}}, Commits: []steps.GitCommit{{ID: "c"}},
+		}
+	}
+	p := promotion(t, "  - {uses: ok, as: a}\n  - {uses: mutate}\n")
+	p.Freight = steps.FreightCollection{Freight: map[string]steps.FreightReference{"Warehouse/w": ref()}}
+	out, err := engine(t).Run(t.Context(), p)
+	if err != nil || out.Phase != kargoapi.PromotionSucceeded {
+		t.Fatalf("%s %q, %v", out.Phase, out.Message, err)
+	}
+	if d := cmp.Diff(map[string]any{"ran": "a"}, out.State["a"]); d != "" {
+		t.Error(d)
+	}
+	if d := cmp.Diff(ref(), p.Freight.Freight["Warehouse/w"]); d != "" {
+		t.Error(d)
+	}
+}
+
 func TestHealthChecks(t *testing.T) {
 	out := run(t, "  - {uses: health}\n  - {uses: skip}\n  - {uses: health}\n")
 	if len(out.HealthChecks) != 2 {

@@ -64,6 +64,9 @@ func testKinds() []steps.Registration {
 					m["ran"] = "changed"
 				}
 			}
+			for _, ref := range sc.Freight.Freight {
+				ref.Images[0].Annotations["k"], ref.Commits[0].ID = "changed", "changed"
+			}
 			return steps.Result{Status: steps.Succeeded}, nil
 		}),
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sort"
 	"strings"
@@ -55,14 +56,42 @@ func (r *resolver) targetFreight() (*kargoapi.Freight, error) {
 	}
 	// A Stage's Warehouses have to exist, as in Kargo, unless the Freight was
 	// given by hand.
-	if _, exists := find[*kargoapi.Warehouse](r.data, r.p.Project, f.Origin.Name); !exists && (given || r.stage == nil) {
-		w, err := warehouseOf(f)
+	w, exists := find[*kargoapi.Warehouse](r.data, r.p.Project, f.Origin.Name)
+	if exists {
+		return f, r.warnOfUnsubscribed(w)
+	}
+	if given || r.stage == nil {
+		made, err := warehouseOf(f)
 		if err != nil {
 			return nil, err
 		}
-		r.data.warehouses[f.Origin.Name] = w
+		r.data.warehouses[f.Origin.Name] = made
 	}
 	return f, nil
+}
+
+// warnOfUnsubscribed tells of images and commits of the options that functions
+// will not find, because no Warehouse says where they come from.
+func (r *resolver) warnOfUnsubscribed(w *kargoapi.Warehouse) error {
+	subs, err := w.ParseSubscriptions()
+	if err != nil {
+		return err
+	}
+	for _, i := range r.o.Images {
+		if !slices.ContainsFunc(subs, func(s kargoapi.Subscription) bool { return s.Type == "image" && s.RepoURL == i.RepoURL }) {
+			r.warn(load.Position{}, "Warehouse %q does not subscribe to image %s: imageFrom() finds it only with warehouse(%q)",
+				w.Name, i.RepoURL, w.Name)
+		}
+	}
+	for _, c := range r.o.Commits {
+		if !slices.ContainsFunc(subs, func(s kargoapi.Subscription) bool {
+			return s.Type == "git" && repourl.Git(s.RepoURL) == repourl.Git(c.RepoURL)
+		}) {
+			r.warn(load.Position{}, "Warehouse %q does not subscribe to repository %s: commitFrom() finds it only with warehouse(%q)",
+				w.Name, c.RepoURL, w.Name)
+		}
+	}
+	return nil
 }
 
 func (r *resolver) selectFreight() (*kargoapi.Freight, error) {
@@ -277,4 +306,26 @@ func (r *resolver) collectFreight(target *kargoapi.Freight) {
 	}
 	sort.Strings(names)
 	r.p.Freight = steps.FreightCollection{ID: sha1hex(strings.Join(names, ",")), Freight: items}
+}
+
+// A step owns what it is given, so each gets a copy of the Freight.
+
+func cloneCollection(c steps.FreightCollection) steps.FreightCollection {
+	out := steps.FreightCollection{ID: c.ID, Freight: make(map[string]steps.FreightReference, len(c.Freight))}
+	for origin, ref := range c.Freight {
+		out.Freight[origin] = cloneReference(ref)
+	}
+	return out
+}
+
+func cloneReference(r steps.FreightReference) steps.FreightReference {
+	r.Commits, r.Charts, r.Artifacts = slices.Clone(r.Commits), slices.Clone(r.Charts), slices.Clone(r.Artifacts)
+	r.Images = slices.Clone(r.Images)
+	for i := range r.Images {
+		r.Images[i].Annotations = maps.Clone(r.Images[i].Annotations)
+	}
+	for i := range r.Artifacts {
+		r.Artifacts[i].Metadata = slices.Clone(r.Artifacts[i].Metadata)
+	}
+	return r
 }

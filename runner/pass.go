@@ -152,8 +152,8 @@ func (r *pass) context(ctx context.Context, step *Step) (*steps.Context, error) 
 		UIBaseURL: r.p.UIBaseURL, WorkDir: r.p.WorkDir,
 		SharedState: deepCopy(r.state).(map[string]any), Alias: step.As, Config: config,
 		Project: r.p.Project, Stage: r.p.Stage, Promotion: r.p.Name, PromotionActor: r.p.Actor,
-		Rollback: r.p.Rollback, FreightRequests: requests, Freight: r.p.Freight,
-		TargetFreightRef: r.p.TargetFreight, TargetFreightAlias: r.p.TargetFreightAlias,
+		Rollback: r.p.Rollback, FreightRequests: requests, Freight: cloneCollection(r.p.Freight),
+		TargetFreightRef: cloneReference(r.p.TargetFreight), TargetFreightAlias: r.p.TargetFreightAlias,
 		Log: r.log.With("step", step.As, "uses", step.Uses),
 	}
 	if step.Document != nil && step.Document.File != "-" {

@@ -159,7 +159,11 @@ func (r *resolver) selectDocument() error {
 	case len(tasks) > 0:
 		r.doc, err = only("task", "--task", tasks)
 	default:
-		err = errors.New("nothing to run: the documents hold neither a Stage nor a PromotionTask")
+		in := ""
+		if r.o.Project != "" {
+			in = fmt.Sprintf(" of project %q", r.o.Project)
+		}
+		err = fmt.Errorf("nothing to run: the documents hold neither a Stage nor a PromotionTask%s", in)
 	}
 	if err != nil {
 		return err

@@ -208,6 +208,11 @@ func TestWarehousesOfStages(t *testing.T) {
 	if got := runResolved(t, r)["c"]; !cmp.Equal(got, map[string]any{"tag": "v9"}) {
 		t.Errorf("Freight made of flags: %v", got)
 	}
+	// A Warehouse that is there decides what is found.
+	r, err = resolve(t, docs+goodsWarehouse, runner.Options{Images: append(image, steps.Image{RepoURL: "reg.io/other", Tag: "v1"})})
+	if err != nil || len(r.Warnings) != 1 || !strings.Contains(r.Warnings[0].Message, "does not subscribe to image reg.io/other") {
+		t.Errorf("%v, %v", r, err)
+	}
 	// A Freight document without its Warehouse fails as in Kargo.
 	r, err = resolve(t, docs+goodsFreight, runner.Options{})
 	if err != nil {
