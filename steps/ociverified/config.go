@@ -313,7 +313,7 @@ func (o *Options) repositories(sc *steps.Context, c *config, creds steps.Credent
 	client, err := ociart.New(ociart.Options{
 		Transports: o.Transports, Credentials: creds, Project: sc.Project,
 		InsecureSkipTLSVerify: c.InsecureSkipTLSVerify, CABundle: []byte(c.CABundle), PlainHTTP: c.InsecurePlainHTTP,
-		Limits: o.RegistryLimits, UserAgent: o.UserAgent,
+		Limits: o.RegistryLimits, Wait: o.Wait, UserAgent: o.UserAgent,
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("caBundle: %w", err)

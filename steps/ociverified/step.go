@@ -47,6 +47,8 @@ type Options struct {
 	Deadline       time.Duration
 	RegistryLimits ociart.Limits
 	Limits         sigverify.Limits
+	// Wait pauses between attempts at a registry; nil waits for real.
+	Wait func(ctx context.Context, d time.Duration) error
 	// UserAgent is what registries are told.
 	UserAgent string
 

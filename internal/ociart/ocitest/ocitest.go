@@ -34,6 +34,7 @@ type Registry struct {
 	manifests map[string]map[string][]byte // repository → tag or digest → bytes
 	blobs     map[string][]byte
 	requests  []string
+	listed    *ocispec.Index // what the referrers API answers; nil: what it finds
 }
 
 // New starts a registry that ends with the test.
@@ -188,7 +189,11 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 			return
 		}
 		w.Header().Set("Content-Type", ocispec.MediaTypeImageIndex)
-		_ = json.NewEncoder(w).Encode(r.referrers(repository, reference))
+		index := r.found(repository, reference)
+		if r.listed != nil {
+			index = *r.listed
+		}
+		_ = json.NewEncoder(w).Encode(index)
 	}
 }
 
@@ -210,6 +215,12 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request, b []byte, con
 }
 
 func (r *Registry) referrers(repository, subject string) ocispec.Index {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.found(repository, subject)
+}
+
+func (r *Registry) found(repository, subject string) ocispec.Index {
 	index := ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
 	index.SchemaVersion = 2
 	for reference, raw := range r.manifests[repository] {
