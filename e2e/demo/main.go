@@ -119,7 +119,7 @@ func bothRegions(ctx context.Context, t *teller, s *sandbox.Sandbox) error {
 		return err
 	}
 	for _, r := range results {
-		t.command(r)
+		t.outline(r, "--live", "--actor", "alice@example.com")
 	}
 	t.chapter("What is on main now, as git tells it")
 	log, err := s.Git.Git(sandbox.GitOps, "log", "--reverse", "--patch", "--format=commit %H%nparent %P%nauthor %an <%ae>%n%n%B", base+"..main")
@@ -150,7 +150,7 @@ func attacks(ctx context.Context, t *teller, s *sandbox.Sandbox) error {
 		if err != nil {
 			return err
 		}
-		t.command(attempt.Result)
+		t.outline(attempt.Result, "--live")
 		if err := t.expect(
 			expectation{"stepd refuses (exit code 3)", attempt.Code == 3},
 			expectation{"the work dir is untouched", attempt.WorkDirUntouched},

@@ -30,9 +30,19 @@ func (t *teller) quote(text string) {
 	}
 }
 
+// command shows a command and all it printed.
 func (t *teller) command(r sandbox.Result) {
 	t.printf("$ %s\n", r)
 	t.quote(r.Stderr + r.Stdout)
+	t.printf("  (exit code %d)\n", r.Code)
+}
+
+// outline shows a command that differs from an earlier one in its last
+// arguments, and what became of each step.
+func (t *teller) outline(r sandbox.Result, extra ...string) {
+	t.printf("$ stepd run -f %s … %s\n", r.Args[2], strings.Join(extra, " "))
+	steps, _, _ := strings.Cut(r.Stderr+r.Stdout, "\n\n")
+	t.quote(steps)
 	t.printf("  (exit code %d)\n", r.Code)
 }
 
