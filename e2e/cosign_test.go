@@ -14,6 +14,10 @@ import (
 	"github.com/stepd/stepd/e2e/sigstore/workflow"
 )
 
+// maxRequests is how many requests to the registry one verification with its
+// download may take, with the referrers API or without.
+const maxRequests = 6
+
 // TestEveryFormOfRealCosign signs with real cosign, both majors, in every form
 // they have, and runs the step on it: once for the signer, and once for
 // somebody who did not sign. The registry alternates between one with the
@@ -32,9 +36,9 @@ func TestEveryFormOfRealCosign(t *testing.T) {
 	run.Issuer = stack.Issuer()
 
 	for i, form := range sigstore.Forms() {
-		host := registries[i%len(registries)].Host()
+		reg := registries[i%len(registries)]
 		t.Run(form.String(), func(t *testing.T) {
-			repository := host + "/forms/" + form.String()
+			repository := reg.Host() + "/forms/" + form.String()
 			config := sandbox.Config(sandbox.RegionUS)
 			manifest, err := artifact.Push(t.Context(), repository, config)
 			if err != nil {
@@ -54,9 +58,13 @@ func TestEveryFormOfRealCosign(t *testing.T) {
 				{"stranger", stack.OtherKey, stranger, 3},
 			} {
 				task := verifyTask(t, repository+":"+config.Tag(), form, stack, tc.key, tc.identity)
+				reg.Reset()
 				r, err := s.Command(t.Context(), "run", "-f", task, "-o", "json")
 				if err != nil {
 					t.Fatal(err)
+				}
+				if n := len(reg.Requests()); n > maxRequests {
+					t.Errorf("%s: %d requests, at most %d are wanted: %v", tc.name, n, maxRequests, reg.Requests())
 				}
 				if r.Code != tc.code {
 					t.Errorf("%s: exit code %d, want %d\n%s%s", tc.name, r.Code, tc.code, r.Stderr, r.Stdout)

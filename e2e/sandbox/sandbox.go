@@ -194,6 +194,9 @@ func (s *Sandbox) Command(ctx context.Context, args ...string) (Result, error) {
 		"PATH=" + os.Getenv("PATH"), "HOME=" + home, "TMPDIR=" + home,
 		"XDG_CACHE_HOME=" + home, "XDG_CONFIG_HOME=" + home, "XDG_STATE_HOME=" + home,
 		"DOCKER_CONFIG=" + home, "GIT_CONFIG_NOSYSTEM=1",
+		// Everything there is to reach is on loopback, which no proxy is asked
+		// for; what is not gets nowhere.
+		"HTTP_PROXY=http://127.0.0.1:1", "HTTPS_PROXY=http://127.0.0.1:1",
 	}
 	err = cmd.Run()
 	var exit *exec.ExitError
