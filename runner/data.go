@@ -24,11 +24,13 @@ type DocumentData struct {
 	project string
 	shared  string
 	set     *load.Set
-	// Missing, if set, is told of every object that was asked for and is not
-	// among the documents. Set it before use.
+	// Missing, if set, is told once of every object that was asked for and is
+	// not among the documents: functions take it for empty, as Kargo does. Set
+	// it before use.
 	Missing func(kind, namespace, name string)
 
 	mu         sync.Mutex
+	reported   map[[3]string]bool
 	warehouses map[string]*kargoapi.Warehouse // by name; hides documents
 	stages     map[string]map[string]json.RawMessage
 	freight    map[string]map[string]json.RawMessage
@@ -49,6 +51,7 @@ func NewDocumentData(set *load.Set, project, sharedNamespace string) *DocumentDa
 		stages:     map[string]map[string]json.RawMessage{},
 		freight:    map[string]map[string]json.RawMessage{},
 		aliases:    map[string]string{},
+		reported:   map[[3]string]bool{},
 	}
 }
 
@@ -68,7 +71,15 @@ func find[T kargoapi.Object](d *DocumentData, namespace, name string) (found T, 
 }
 
 func (d *DocumentData) missing(kind, namespace, name string) {
-	if d.Missing != nil {
+	if d.Missing == nil {
+		return
+	}
+	key := [3]string{kind, namespace, name}
+	d.mu.Lock()
+	first := !d.reported[key]
+	d.reported[key] = true
+	d.mu.Unlock()
+	if first {
 		d.Missing(kind, namespace, name)
 	}
 }

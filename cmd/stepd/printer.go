@@ -47,7 +47,10 @@ func (p *printer) StepFinished(i int, step *runner.Step, o runner.StepOutcome) {
 	if o.Message != "" {
 		p.printf("%s\n", indent(o.Message))
 	}
-	if o.Status == steps.Failed || o.Status == steps.Errored {
+	for _, hint := range o.Hints {
+		p.printf("%s\n", indent(hint))
+	}
+	if len(o.Hints) == 0 && (o.Status == steps.Failed || o.Status == steps.Errored) {
 		if at := step.Position("").String(); at != "" {
 			p.printf("           at %s\n", at)
 		}

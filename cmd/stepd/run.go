@@ -125,6 +125,9 @@ func runPromotion(ctx context.Context, a *app, f runFlags, format string) error 
 	for _, w := range append(set.Warnings, resolved.Warnings...) {
 		a.statusf("warning: %s", printable(warningText(w)))
 	}
+	resolved.Data.Missing = func(kind, namespace, name string) {
+		a.statusf("warning: %s %q of namespace %q is not among the documents", kind, printable(name), printable(namespace))
+	}
 
 	workDir, cleanup, err := openWorkDir(f.workDir, f.keep)
 	if err != nil {
