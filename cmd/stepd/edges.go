@@ -12,6 +12,7 @@ import (
 	"github.com/stepd/stepd/internal/credentials"
 	"github.com/stepd/stepd/internal/effects"
 	"github.com/stepd/stepd/internal/gitremote"
+	"github.com/stepd/stepd/internal/gitrepo"
 	"github.com/stepd/stepd/internal/httpedge"
 	"github.com/stepd/stepd/internal/ociart"
 	"github.com/stepd/stepd/internal/redact"
@@ -22,6 +23,7 @@ import (
 	"github.com/stepd/stepd/runner/load"
 	"github.com/stepd/stepd/schemas"
 	"github.com/stepd/stepd/steps"
+	"github.com/stepd/stepd/steps/atomiccommit"
 	"github.com/stepd/stepd/steps/builtin"
 	"github.com/stepd/stepd/steps/configapply"
 	"github.com/stepd/stepd/steps/ociverified"
@@ -97,6 +99,22 @@ func newEdges(a *app, f edgeFlags, live bool, set *load.Set, resources builtin.R
 		}
 	}
 
+	var commits gitrepo.Dialer
+	var intents string
+	if live {
+		if intents, err = stateDir("intents"); err != nil {
+			return nil, err
+		}
+		commits = gitrepo.NewLive(gitrepo.LiveOptions{Log: e.effects})
+	} else {
+		// Nobody resumes a dry run.
+		if intents, err = os.MkdirTemp("", "stepd-intents-"); err != nil {
+			return nil, fmt.Errorf("cannot make a place for intents: %w", err)
+		}
+		e.closers = append(e.closers, func() error { return os.RemoveAll(intents) })
+		commits = gitrepo.NewRecording(gitrepo.NewLive(gitrepo.LiveOptions{}), e.effects)
+	}
+
 	regs := append(builtin.Registrations(b),
 		ociverified.New(ociverified.Options{
 			Transports: registries,
@@ -107,6 +125,12 @@ func newEdges(a *app, f edgeFlags, live bool, set *load.Set, resources builtin.R
 			UserAgent:  "stepd/" + readVersion().Version,
 		}),
 		configapply.New(configapply.Options{Ledger: e.ledger}),
+		atomiccommit.New(atomiccommit.Options{
+			Dialer:    commits,
+			IntentDir: intents,
+			Ledger:    e.ledger,
+			Secrets:   a.redactor.Secrets(documentSecrets{set}),
+		}),
 	)
 	registry, err := runner.NewRegistry(regs...)
 	if err != nil {
@@ -114,6 +138,20 @@ func newEdges(a *app, f edgeFlags, live bool, set *load.Set, resources builtin.R
 	}
 	e.registry = registry
 	return e, nil
+}
+
+// stateDir is a directory of stepd's own that outlives the run: below
+// $XDG_STATE_HOME, or ~/.local/state (XDG Base Directory Specification).
+func stateDir(name string) (string, error) {
+	base := os.Getenv("XDG_STATE_HOME")
+	if !filepath.IsAbs(base) {
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return "", fmt.Errorf("cannot find a place for state: %w; set XDG_STATE_HOME", err)
+		}
+		base = filepath.Join(home, ".local", "state")
+	}
+	return filepath.Join(base, "stepd", name), nil
 }
 
 func (e *edges) close(a *app) {
