@@ -65,7 +65,14 @@ type ServerOptions struct {
 type Observer interface {
 	// Started is called when an attempt starts to run and returns what to call
 	// when it is over.
-	Started(ctx context.Context, kind string, attempt uint32) (context.Context, func(steps.Result, error))
+	Started(ctx context.Context, a Attempt) (context.Context, func(steps.Result, error))
+}
+
+// Attempt names an attempt of a step.
+type Attempt struct {
+	Kind, Alias, Project, Stage, Promotion string
+	// Number counts from 1; 0 when unknown.
+	Number uint32
 }
 
 // Server implements the StepService of stepd.v1 over step registrations.
@@ -208,7 +215,10 @@ func (s *Server) run(ctx context.Context, req *stepdv1.RunStepRequest, events *e
 
 	finish := func(steps.Result, error) {}
 	if s.opts.Observer != nil {
-		ctx, finish = s.opts.Observer.Started(ctx, k.Name, req.GetAttempt())
+		ctx, finish = s.opts.Observer.Started(ctx, Attempt{
+			Kind: k.Name, Alias: sc.Alias, Project: sc.Project, Stage: sc.Stage, Promotion: sc.Promotion,
+			Number: req.GetAttempt(),
+		})
 	}
 	result, err := k.attempt(ctx, sc, func() steps.Capabilities {
 		return s.grant(ctx, k.Registration, req, redactor, log)

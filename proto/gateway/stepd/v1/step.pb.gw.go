@@ -211,7 +211,7 @@ func RegisterStepServiceHandlerServer(ctx context.Context, mux *runtime.ServeMux
 		var stream runtime.ServerTransportStream
 		ctx = grpc.NewContextWithServerTransportStream(ctx, &stream)
 		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
-		annotatedContext, err := runtime.AnnotateIncomingContext(ctx, mux, req, "/stepd.v1.StepService/ValidateConfig", runtime.WithHTTPPathPattern("/v1/steps/{kind}:validate"))
+		annotatedContext, err := runtime.AnnotateIncomingContext(ctx, mux, req, "/stepd.v1.StepService/ValidateConfig", runtime.WithHTTPPathPattern("/v1/steps/{kind}/validate"))
 		if err != nil {
 			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
 			return
@@ -313,7 +313,7 @@ func RegisterStepServiceHandlerClient(ctx context.Context, mux *runtime.ServeMux
 		ctx, cancel := context.WithCancel(req.Context())
 		defer cancel()
 		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
-		annotatedContext, err := runtime.AnnotateContext(ctx, mux, req, "/stepd.v1.StepService/ValidateConfig", runtime.WithHTTPPathPattern("/v1/steps/{kind}:validate"))
+		annotatedContext, err := runtime.AnnotateContext(ctx, mux, req, "/stepd.v1.StepService/ValidateConfig", runtime.WithHTTPPathPattern("/v1/steps/{kind}/validate"))
 		if err != nil {
 			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
 			return
@@ -330,7 +330,7 @@ func RegisterStepServiceHandlerClient(ctx context.Context, mux *runtime.ServeMux
 		ctx, cancel := context.WithCancel(req.Context())
 		defer cancel()
 		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
-		annotatedContext, err := runtime.AnnotateContext(ctx, mux, req, "/stepd.v1.StepService/RunStep", runtime.WithHTTPPathPattern("/v1/steps/{kind}:run"))
+		annotatedContext, err := runtime.AnnotateContext(ctx, mux, req, "/stepd.v1.StepService/RunStep", runtime.WithHTTPPathPattern("/v1/steps/{kind}/run"))
 		if err != nil {
 			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
 			return
@@ -365,8 +365,8 @@ func RegisterStepServiceHandlerClient(ctx context.Context, mux *runtime.ServeMux
 
 var (
 	pattern_StepService_ListSteps_0      = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1}, []string{"v1", "steps"}, ""))
-	pattern_StepService_ValidateConfig_0 = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2}, []string{"v1", "steps", "kind"}, "validate"))
-	pattern_StepService_RunStep_0        = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2}, []string{"v1", "steps", "kind"}, "run"))
+	pattern_StepService_ValidateConfig_0 = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"v1", "steps", "kind", "validate"}, ""))
+	pattern_StepService_RunStep_0        = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2, 2, 3}, []string{"v1", "steps", "kind", "run"}, ""))
 	pattern_StepService_CallStep_0       = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2}, []string{"v1", "steps", "kind"}, ""))
 )
 
