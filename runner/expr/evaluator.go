@@ -257,16 +257,17 @@ func taskOutputs(outputs map[string]any, namespace string) map[string]any {
 }
 
 // StepMeta is a step's execution metadata as expressions see it: with Kargo's
-// field names. Unlike in Kargo, Status is a plain string, so that comparing it
-// works.
+// field names. Status is of a named string type as in Kargo, which shows: in
+// text it has quotes, and the operator `in` fails. See statusComparison for
+// what works here and not there.
 type StepMeta struct {
-	Alias           string `json:"alias,omitempty"`
-	StartedAt       *Time  `json:"startedAt,omitempty"`
-	FinishedAt      *Time  `json:"finishedAt,omitempty"`
-	ErrorCount      uint32 `json:"errorCount,omitempty"`
-	Status          string `json:"status,omitempty"`
-	Message         string `json:"message,omitempty"`
-	ContinueOnError bool   `json:"continueOnError,omitempty"`
+	Alias           string       `json:"alias,omitempty"`
+	StartedAt       *Time        `json:"startedAt,omitempty"`
+	FinishedAt      *Time        `json:"finishedAt,omitempty"`
+	ErrorCount      uint32       `json:"errorCount,omitempty"`
+	Status          steps.Status `json:"status,omitempty"`
+	Message         string       `json:"message,omitempty"`
+	ContinueOnError bool         `json:"continueOnError,omitempty"`
 }
 
 // Time is a time.Time inside a struct, as Kubernetes' metav1.Time is.
@@ -288,7 +289,7 @@ func stepMetas(list []kargoapi.StepExecutionMetadata) map[string]any {
 			StartedAt:       wrapTime(m.StartedAt),
 			FinishedAt:      wrapTime(m.FinishedAt),
 			ErrorCount:      m.ErrorCount,
-			Status:          string(m.Status),
+			Status:          m.Status,
 			Message:         m.Message,
 			ContinueOnError: m.ContinueOnError,
 		}

@@ -47,6 +47,7 @@ func (e *Evaluator) functions(set functionSet) []expr.Option {
 		expr.Function("stageMetadata", text(e.stageMetadata), new(func(string) map[string]any)),
 		expr.Function("semverDiff", semverDiff, new(func(string, string) string)),
 		expr.Function("semverParse", text(semverParse), new(func(string) *semver.Version)),
+		expr.Patch(statusComparison{}),
 	}
 	if e.now != nil {
 		opts = append(opts, expr.Function("now", e.currentTime,
