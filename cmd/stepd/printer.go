@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -129,10 +130,16 @@ func (p *printer) finish(r report, took time.Duration) {
 		mode = "live"
 	}
 	p.printf("\n%s in %s (%s)", r.Phase, rounded(took), mode)
-	if r.Message != "" {
+	if r.Message != "" && !p.said(r) {
 		p.printf(": %s", r.Message)
 	}
 	p.printf("\n")
+}
+
+// said tells whether the promotion's message stands under one of the step lines
+// already, as it does for a failed step.
+func (p *printer) said(r report) bool {
+	return slices.ContainsFunc(r.Steps, func(s stepReport) bool { return s.Message == r.Message })
 }
 
 func (p *printer) printf(format string, args ...any) {

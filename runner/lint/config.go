@@ -30,6 +30,7 @@ func (c *docLinter) config(step *kargoapi.PromotionStep, at string, s *scope) {
 		c.report(Error, "unknown-step", at+"/uses", c.unknownStep(step.Uses), "there is no step of kind %q", step.Uses)
 		return
 	}
+	c.verified(config, at, s)
 	schema, err := c.schema(reg.Name, reg.ConfigSchema)
 	if err != nil {
 		c.report(Error, "config", at+"/uses", "this is a fault of the step", "cannot compile the schema of step %q: %v", step.Uses, err)
@@ -44,6 +45,33 @@ func (c *docLinter) config(step *kargoapi.PromotionStep, at string, s *scope) {
 		}
 		c.violation(step.Uses, v, at)
 	}
+}
+
+// verified checks that the setting `verified` of our steps names a step that
+// verifies something before.
+func (c *docLinter) verified(config map[string]any, at string, s *scope) {
+	alias, ok := config["verified"].(string)
+	step := s.aliases[s.index]
+	if !ok || expr.HasCode(alias) || step.uses != "config-apply" && step.uses != "atomic-commit" {
+		return
+	}
+	var candidates []string
+	for i, a := range s.aliases {
+		if namespace, _, nested := strings.Cut(alias, "::"); nested && a.isTask && a.name == namespace {
+			return
+		}
+		if i < s.index && a.uses == "oci-download-verified" {
+			if a.name == alias {
+				return
+			}
+			candidates = append(candidates, a.name)
+		}
+	}
+	remedy := "add an oci-download-verified step before this one"
+	if len(candidates) > 0 {
+		remedy = "there is " + strings.Join(candidates, ", ")
+	}
+	c.report(Error, "unverified", at+"/config/verified", remedy, "no oci-download-verified step %q runs before this one", alias)
 }
 
 // decodeConfig returns a step's config as plain values; ok is false if it is no

@@ -18,7 +18,7 @@ func (c *docLinter) taskDocument(spec kargoapi.PromotionTaskSpec) {
 
 // stageDocument checks a Stage and its promotion template.
 func (c *docLinter) stageDocument(stage *kargoapi.Stage) {
-	s := &scope{kind: inStage, vars: newVariables()}
+	s := &scope{kind: inStage, vars: newVariables(), subscriptions: c.subscriptions(stage)}
 	c.variables(stage.Spec.Vars, "/spec/vars", s, promotionVariable)
 	if stage.Spec.PromotionTemplate == nil {
 		return // a control flow Stage
@@ -68,7 +68,7 @@ func (c *docLinter) aliases(list []kargoapi.PromotionStep) []stepAlias {
 	out := make([]stepAlias, len(list))
 	for i := range list {
 		step := &list[i]
-		a := stepAlias{name: step.Alias(i), given: step.As != ""}
+		a := stepAlias{name: step.Alias(i), uses: step.Uses}
 		if step.Task != nil {
 			a.isTask = true
 			if d := c.task(c.doc, step.Task); d != nil {

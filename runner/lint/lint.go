@@ -68,6 +68,8 @@ func Rules() map[string]string {
 		"empty-expression":   "an empty expression, after which nothing is evaluated any more",
 		"unevaluated":        "an expression where Kargo evaluates none",
 		"always-null":        "an expression that is always null, or a comparison that is always false",
+		"unknown-freight":    "an image, commit, chart or artifact that no requested Warehouse subscribes to",
+		"unverified":         "a `verified` setting that names no earlier oci-download-verified step",
 		"unknown-task":       "a reference to a task that is not among the documents",
 	}
 }
@@ -193,6 +195,10 @@ func (l *linter) document(d *load.Document) {
 		c.taskDocument(o.Spec)
 	case *kargoapi.Stage:
 		c.stageDocument(o)
+	case *kargoapi.Warehouse:
+		if _, err := o.ParseSubscriptions(); err != nil {
+			c.report(Error, "admission", "/spec/subscriptions", "", "%v", err)
+		}
 	}
 }
 

@@ -265,6 +265,31 @@ func TestFindings(t *testing.T) {
 			text:   task("", "  - {uses: compose-output, config: [a]}\n"),
 			want:   []string{"7:28 error config: must be an object"},
 		},
+		"Freight": {
+			reason: "a Stage finds only what its Warehouses subscribe to",
+			text: "apiVersion: kargo.akuity.io/v1alpha1\nkind: Warehouse\nmetadata: {name: w}\nspec:\n" +
+				"  subscriptions: [{image: {repoURL: ghcr.io/a/shop}}, {git: {repoURL: https://h/r.git}}, {cfg: {name: knobs}}]\n---\n" +
+				stage("{name: repo, value: ghcr.io/a/shap}", `{uses: compose-output, config: {
+  a: "x${{ imageFrom('ghcr.io/a/shop').Tag }}",
+  b: "x${{ imageFrom(vars.repo).Tag }}",
+  c: "x${{ commitFrom('https://H/r').ID }}",
+  d: "x${{ artifactFrom('nobs')?.Version ?? 'none' }}",
+  e: "x${{ imageFrom('other', warehouse('elsewhere')).Tag }}"}}`),
+			want: []string{"15:12 error unknown-freight: did you mean ghcr.io/a/shop", "17:12 warning unknown-freight: did you mean knobs"},
+		},
+		"Warehouse": {
+			reason: "a subscription is of one type",
+			text:   "apiVersion: kargo.akuity.io/v1alpha1\nkind: Warehouse\nmetadata: {name: w}\nspec:\n  subscriptions: [{image: {repoURL: a}, git: {repoURL: b}}]\n",
+			want:   []string{"5:3 error admission: exactly one top-level key"},
+		},
+		"Unverified": {
+			reason: "what was verified has to be verified before",
+			text: task("", `  - {uses: config-apply, config: {inPath: a, outPath: b, verified: later, updates: [{key: a, value: b}]}}
+  - {uses: oci-download-verified, as: later, config: {imageRef: "h/r:t", outPath: a, verify: {keys: [{path: k}]}}}
+  - {uses: config-apply, config: {inPath: a, outPath: b, verified: later, updates: [{key: a, value: b}]}}
+`),
+			want: []string{"7:58 error unverified: no oci-download-verified step \"later\" runs before"},
+		},
 		"Document": {
 			reason: "a document that cannot be read",
 			text:   "apiVersion: kargo.akuity.io/v1alpha1\nkind: PromotionTask\nmetadata: {name: t}\nspec:\n  step: []\n",

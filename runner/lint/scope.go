@@ -1,6 +1,7 @@
 package lint
 
 import (
+	"github.com/stepd/stepd/runner/expr"
 	"github.com/stepd/stepd/runner/kargoapi"
 )
 
@@ -14,6 +15,9 @@ type scope struct {
 	aliases []stepAlias
 	index   int
 	alias   string
+	// subscriptions are those of the Warehouses a Stage requests Freight of;
+	// nil if not all of them are among the documents.
+	subscriptions []kargoapi.Subscription
 }
 
 type scopeKind int
@@ -35,8 +39,8 @@ func (s *scope) withVars() *scope {
 // stepAlias is where the outputs of a step are found.
 type stepAlias struct {
 	name string
-	// given tells that the alias was written, not made up.
-	given bool
+	// uses is the kind of step; empty for a reference to a task.
+	uses string
 	// isTask is set for a reference to a task; known if the task is among the
 	// documents, and then inner are its steps and composes tells whether it
 	// has outputs of its own.
@@ -51,10 +55,12 @@ type variables struct {
 	// nonEmpty holds those with a value; required those of a task without one.
 	nonEmpty, required map[string]bool
 	names              []string
+	// literal holds the values of variables without expressions.
+	literal map[string]string
 }
 
 func newVariables() *variables {
-	return &variables{origin: map[string]origin{}, nonEmpty: map[string]bool{}, required: map[string]bool{}}
+	return &variables{origin: map[string]origin{}, nonEmpty: map[string]bool{}, required: map[string]bool{}, literal: map[string]string{}}
 }
 
 func (v *variables) declare(x kargoapi.Variable, o origin) {
@@ -62,6 +68,10 @@ func (v *variables) declare(x kargoapi.Variable, o origin) {
 		v.names = append(v.names, x.Name)
 	}
 	v.origin[x.Name] = o
+	delete(v.literal, x.Name)
+	if !expr.HasCode(x.Value) {
+		v.literal[x.Name] = x.Value
+	}
 	v.nonEmpty[x.Name] = x.Value != ""
 	v.required[x.Name] = x.Value == ""
 }
@@ -76,6 +86,9 @@ func (v *variables) clone() *variables {
 	}
 	for k, x := range v.required {
 		c.required[k] = x
+	}
+	for k, x := range v.literal {
+		c.literal[k] = x
 	}
 	c.names = append(c.names, v.names...)
 	return c

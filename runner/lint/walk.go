@@ -256,6 +256,7 @@ func (w *walker) call(n *ast.CallNode) {
 		default:
 			w.report(n, Error, "expression", near(name, functionNames(w.where.statusFunctions())), "there is no function %s", name)
 		}
+		w.freight(n, name)
 	} else {
 		w.walk(n.Callee)
 	}
