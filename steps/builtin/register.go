@@ -55,6 +55,7 @@ func Registrations(e Edges) []steps.Registration {
 		HTTPDownload(e.Downloads),
 		JSONParse(),
 		JSONUpdate(),
+		KustomizeBuild(),
 		KustomizeSetImage(),
 		OCIDownload(e.Registries),
 		SetFreightAlias(e.Resources),
