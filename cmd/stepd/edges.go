@@ -15,6 +15,7 @@ import (
 	"github.com/stepd/stepd/internal/gitrepo"
 	"github.com/stepd/stepd/internal/httpedge"
 	"github.com/stepd/stepd/internal/ociart"
+	"github.com/stepd/stepd/internal/pullrequest"
 	"github.com/stepd/stepd/internal/redact"
 	"github.com/stepd/stepd/internal/sigverify"
 	"github.com/stepd/stepd/internal/verification"
@@ -76,6 +77,7 @@ func newEdges(a *app, f edgeFlags, live bool, set *load.Set, resources builtin.R
 	if live {
 		b.Git = gitremote.Live(e.effects)
 		b.HTTP = httpedge.Live(e.effects)
+		b.PullRequests = pullrequest.Live(e.effects)
 	} else {
 		scratch := gitremote.NewScratch(e.effects)
 		e.closers = append(e.closers, scratch.Close)
@@ -85,6 +87,7 @@ func newEdges(a *app, f edgeFlags, live bool, set *load.Set, resources builtin.R
 			return nil, fmt.Errorf("--allow-http: %w", err)
 		}
 		b.HTTP = httpedge.Recorder(e.effects, allow)
+		b.PullRequests = pullrequest.NewRecorder(e.effects)
 	}
 	b.Downloads = httpedge.Live(e.effects)
 	b.Resources = builtin.Logged(resources, e.effects, false)

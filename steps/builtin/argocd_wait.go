@@ -117,7 +117,9 @@ func (w argocdWaiter) look(ctx context.Context, sc *steps.Context, app *argocd.A
 			return "", steps.Terminal(fmt.Errorf("Argo CD Application %q in namespace %q has become Degraded; it was %s", //nolint:staticcheck // starts with a name
 				app.Metadata.Name, app.Metadata.Namespace, before))
 		}
-		if !(wants("health") && health == "Healthy" || wants("suspended") && health == "Suspended" || wants("degraded") && health == "Degraded") {
+		satisfied := wants("health") && health == "Healthy" ||
+			wants("suspended") && health == "Suspended" || wants("degraded") && health == "Degraded"
+		if !satisfied {
 			return fmt.Sprintf("its health, which is %q", health), nil
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"github.com/stepd/stepd/internal/gitremote"
 	"github.com/stepd/stepd/internal/httpedge"
 	"github.com/stepd/stepd/internal/ociart"
+	"github.com/stepd/stepd/internal/pullrequest"
 	"github.com/stepd/stepd/steps"
 )
 
@@ -24,6 +25,8 @@ type Edges struct {
 	// Registries is where OCI registries are reached through; nil is a pool of
 	// its own.
 	Registries *ociart.Transports
+	// PullRequests has the hosting providers' pull requests. Required.
+	PullRequests pullrequest.Hosts
 	// HTTP sends the requests of `http`, and Downloads those of
 	// `http-download`, which only reads. Required.
 	HTTP, Downloads httpedge.Edge
@@ -49,8 +52,11 @@ func Registrations(e Edges) []steps.Registration {
 		GitClear(),
 		GitClone(e.Git),
 		GitCommit(),
+		GitMergePR(e.PullRequests),
+		GitOpenPR(e.Git, e.PullRequests),
 		GitPush(e.Git, e.GitPolicy, e.Wait),
 		GitTag(),
+		GitWaitForPR(e.PullRequests),
 		HTTP(e.HTTP),
 		HTTPDownload(e.Downloads),
 		JSONParse(),
