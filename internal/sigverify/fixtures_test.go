@@ -50,7 +50,7 @@ func identity(t testing.TB, spec IdentitySpec) Identity {
 // verifyIn verifies what tag v1 of a repository of a test registry points to.
 func verifyIn(t testing.TB, reg *ocitest.Registry, repository string, trustedRoot []byte, policy Policy, change func(*Request)) (*Verdict, error) {
 	t.Helper()
-	client, err := ociart.New(ociart.Options{})
+	client, err := ociart.New(ociart.Options{Transports: transports(reg)})
 	if err != nil {
 		t.Fatal(err)
 	}
