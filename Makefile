@@ -28,6 +28,7 @@ check: build ## what must hold before anything lands: format, vet, lint, fresh g
 	cd e2e && go vet ./...
 	go run $(GOLANGCI_LINT) run ./...
 	go mod tidy -diff
+	cd e2e && go mod tidy -diff
 	@bash scripts/check-generated.sh
 	@bash scripts/check-golden.sh
 	@bash scripts/check-vulnerabilities.sh $(GOVULNCHECK)
