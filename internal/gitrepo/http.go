@@ -147,6 +147,7 @@ func withoutURL(err error) error {
 // reaching servers.
 type httpClients struct {
 	proxy func(*http.Request) (*url.URL, error)
+	wrap  func(http.RoundTripper) http.RoundTripper
 
 	mu sync.Mutex
 	m  map[string]*http.Client
@@ -174,17 +175,21 @@ func (h *httpClients) get(t Target) (*http.Client, error) {
 	if proxy == nil {
 		proxy = http.ProxyFromEnvironment
 	}
+	var transport http.RoundTripper = &http.Transport{
+		Proxy:                  proxy,
+		TLSClientConfig:        cfg,
+		TLSHandshakeTimeout:    10 * time.Second,
+		ForceAttemptHTTP2:      true,
+		DisableCompression:     true, // packs are compressed; and no decompression bombs
+		MaxIdleConnsPerHost:    4,
+		IdleConnTimeout:        30 * time.Second,
+		MaxResponseHeaderBytes: 64 << 10,
+	}
+	if h.wrap != nil {
+		transport = h.wrap(transport)
+	}
 	c := &http.Client{
-		Transport: &http.Transport{
-			Proxy:                  proxy,
-			TLSClientConfig:        cfg,
-			TLSHandshakeTimeout:    10 * time.Second,
-			ForceAttemptHTTP2:      true,
-			DisableCompression:     true, // packs are compressed; and no decompression bombs
-			MaxIdleConnsPerHost:    4,
-			IdleConnTimeout:        30 * time.Second,
-			MaxResponseHeaderBytes: 64 << 10,
-		},
+		Transport: transport,
 		// A redirected request would carry the credentials and a push.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}

@@ -23,6 +23,8 @@ type LiveOptions struct {
 	KnownHosts []string
 	// Proxy chooses a proxy for HTTP(S); default is the environment's.
 	Proxy func(*http.Request) (*url.URL, error)
+	// Transport, if not nil, wraps the HTTP transport, for tracing.
+	Transport func(http.RoundTripper) http.RoundTripper
 	// RequestTimeout bounds one request; default 1 minute.
 	RequestTimeout time.Duration
 	// MaxRemotes bounds how many remotes are remembered; default 128. MemoryPerRemote
@@ -61,7 +63,7 @@ func NewLive(opts LiveOptions) *Live {
 	}
 	return &Live{
 		opts:    opts,
-		clients: httpClients{proxy: opts.Proxy},
+		clients: httpClients{proxy: opts.Proxy, wrap: opts.Transport},
 		remotes: map[string]*list.Element{},
 		recent:  list.New(),
 	}

@@ -29,6 +29,7 @@ type bench struct {
 	t      *testing.T
 	url    string
 	opts   atomiccommit.Options
+	live   gitrepo.LiveOptions // of a restarted process
 	reg    steps.Registration
 	ledger *verification.Memory
 	log    *effects.Log
@@ -46,15 +47,13 @@ func newBench(t *testing.T, change ...func(*atomiccommit.Options)) *bench {
 	for _, c := range change {
 		c(&b.opts)
 	}
-	b.restart()
+	b.reg = atomiccommit.New(b.opts)
 	return b
 }
 
 // restart is a new process: nothing but the intents survives.
 func (b *bench) restart() {
-	if _, live := b.opts.Dialer.(*gitrepo.Live); live {
-		b.opts.Dialer = gitrepo.NewLive(gitrepo.LiveOptions{})
-	}
+	b.opts.Dialer = gitrepo.NewLive(b.live)
 	b.reg = atomiccommit.New(b.opts)
 }
 

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/cgi"
@@ -361,6 +362,7 @@ func (s *Server) git(w http.ResponseWriter, r *http.Request) {
 		}, isolatedEnv()...),
 		InheritEnv: []string{"PATH"},
 		Stderr:     new(bytes.Buffer),
+		Logger:     log.New(io.Discard, "", 0), // clients that go away are part of the tests
 	}
 	h.ServeHTTP(w, r)
 }

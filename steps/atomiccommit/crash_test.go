@@ -1,0 +1,385 @@
+package atomiccommit_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stepd/stepd/internal/gitrepo"
+	"github.com/stepd/stepd/steps"
+	"github.com/stepd/stepd/steps/atomiccommit"
+)
+
+// The crash harness runs the step in a child process (this test binary again)
+// whose file system and HTTP transport count every operation, before and after,
+// and kill the process with SIGKILL at the n-th. Nobody chooses the points by
+// hand: they are whatever the step does.
+
+const childEnv = "STEPD_ATOMICCOMMIT_CHILD"
+
+func TestMain(m *testing.M) {
+	if spec := os.Getenv(childEnv); spec != "" {
+		child(spec)
+	}
+	os.Exit(m.Run())
+}
+
+// childSpec is what a child is to do.
+type childSpec struct {
+	URL, IntentDir string
+	// Runs are promotions to run one after the other in this process. Points
+	// count in the last of them.
+	Runs []childRun
+	// DieAt kills at that point, 1 being the first; 0 only counts.
+	DieAt int
+}
+
+type childRun struct {
+	WorkDir, Promotion string
+	Config             map[string]any
+}
+
+// childReport is the child's last line of output, when it lives to write it.
+type childReport struct {
+	Points int
+	Output map[string]any
+	Error  string
+
+	took time.Duration
+}
+
+func child(text string) {
+	var spec childSpec
+	if err := json.Unmarshal([]byte(text), &spec); err != nil {
+		panic(err)
+	}
+	c := &counter{dieAt: spec.DieAt}
+	reg := atomiccommit.New(atomiccommit.Options{
+		Dialer:    gitrepo.NewLive(gitrepo.LiveOptions{Transport: c.transport}),
+		IntentDir: spec.IntentDir,
+		FS:        countingFS{atomiccommit.OSFS(), c},
+	})
+	fmt.Println("ready")
+	var report childReport
+	for i, r := range spec.Runs {
+		c.on(i == len(spec.Runs)-1)
+		res, err := reg.New(steps.Capabilities{}).Run(context.Background(), &steps.Context{
+			WorkDir: r.WorkDir, Alias: "commit", Project: "shop", Stage: "prd-us", Promotion: r.Promotion,
+			Config: r.Config, Log: slog.New(slog.DiscardHandler),
+		})
+		report.Output = res.Output
+		if err != nil {
+			report.Error = err.Error()
+		}
+	}
+	report.Points = c.count()
+	line, err := json.Marshal(report)
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(string(line))
+	os.Exit(0)
+}
+
+// counter numbers the points and dies at one.
+type counter struct {
+	mu     sync.Mutex
+	active bool
+	n      int
+	dieAt  int
+}
+
+func (c *counter) on(active bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.active = active
+}
+
+func (c *counter) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.n
+}
+
+func (c *counter) point() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.active {
+		return
+	}
+	if c.n++; c.n == c.dieAt {
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		select {} // never reached: nothing survives SIGKILL
+	}
+}
+
+// around counts before and after an operation.
+func around[T any](c *counter, op func() (T, error)) (T, error) {
+	c.point()
+	defer c.point()
+	return op()
+}
+
+type countingFS struct {
+	atomiccommit.IntentFS
+	c *counter
+}
+
+func (f countingFS) MkdirAll(dir string) error {
+	_, err := around(f.c, func() (int, error) { return 0, f.IntentFS.MkdirAll(dir) })
+	return err
+}
+
+func (f countingFS) ReadFile(name string) ([]byte, error) {
+	return around(f.c, func() ([]byte, error) { return f.IntentFS.ReadFile(name) })
+}
+
+// WriteSync also dies with half of the data written.
+func (f countingFS) WriteSync(name string, data []byte) error {
+	_, err := around(f.c, func() (int, error) {
+		if err := os.WriteFile(name, data[:len(data)/2], 0o600); err != nil {
+			return 0, err
+		}
+		f.c.point()
+		return 0, f.IntentFS.WriteSync(name, data)
+	})
+	return err
+}
+
+func (f countingFS) Rename(from, to string) error {
+	_, err := around(f.c, func() (int, error) { return 0, f.IntentFS.Rename(from, to) })
+	return err
+}
+
+func (f countingFS) SyncDir(dir string) error {
+	_, err := around(f.c, func() (int, error) { return 0, f.IntentFS.SyncDir(dir) })
+	return err
+}
+
+func (f countingFS) Remove(name string) error {
+	_, err := around(f.c, func() (int, error) { return 0, f.IntentFS.Remove(name) })
+	return err
+}
+
+func (f countingFS) ReadDir(dir string) ([]fs.DirEntry, error) {
+	return around(f.c, func() ([]fs.DirEntry, error) { return f.IntentFS.ReadDir(dir) })
+}
+
+func (c *counter) transport(next http.RoundTripper) http.RoundTripper {
+	return roundTripper(func(r *http.Request) (*http.Response, error) {
+		if r.Body != nil {
+			r = r.Clone(r.Context())
+			r.Body = countingBody{r.Body, c}
+		}
+		res, err := around(c, func() (*http.Response, error) { return next.RoundTrip(r) }) //nolint:bodyclose // passed on
+		if err == nil {
+			res.Body = countingBody{res.Body, c}
+		}
+		return res, err
+	})
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+type countingBody struct {
+	io.ReadCloser
+	c *counter
+}
+
+func (b countingBody) Read(p []byte) (int, error) {
+	return around(b.c, func() (int, error) { return b.ReadCloser.Read(p) })
+}
+
+// crashBench runs children against a bench.
+type crashBench struct {
+	*bench
+	n int // promotions so far
+}
+
+// next prepares a promotion with a file of its own.
+func (b *crashBench) next() (childRun, string) {
+	b.n++
+	file := fmt.Sprintf("svc/f%04d.yaml", b.n)
+	p := b.promote(name(b.n), map[string]string{file: fmt.Sprintf("n: %d\n", b.n), "shared/all.yaml": fmt.Sprintf("last: %d\n", b.n)})
+	return childRun{WorkDir: p.sc.WorkDir, Promotion: p.sc.Promotion, Config: p.sc.Config}, file
+}
+
+// run starts a child and waits for it; kill, if not zero, kills it that long
+// after it is ready. died tells that it was killed.
+func (b *crashBench) run(spec childSpec, kill time.Duration) (report childReport, died bool) {
+	b.t.Helper()
+	spec.URL, spec.IntentDir = b.url, b.opts.IntentDir
+	text, err := json.Marshal(spec)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(b.t.Context(), 2*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, os.Args[0])
+	cmd.Env = append(os.Environ(), childEnv+"="+string(text))
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		b.t.Fatal(err)
+	}
+	ready := make([]byte, len("ready\n"))
+	if _, err := io.ReadFull(stdout, ready); err != nil {
+		b.t.Fatalf("child did not start: %v %s", err, stderr.String())
+	}
+	start := time.Now()
+	if kill > 0 {
+		timer := time.AfterFunc(kill, func() { _ = cmd.Process.Kill() })
+		defer timer.Stop()
+	}
+	out, err := io.ReadAll(stdout)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	err = cmd.Wait()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		if st, ok := exit.Sys().(syscall.WaitStatus); ok && st.Signal() == syscall.SIGKILL && ctx.Err() == nil {
+			return report, true
+		}
+	}
+	if err != nil {
+		b.t.Fatalf("child: %v %s", err, stderr.String())
+	}
+	if err := json.Unmarshal(out, &report); err != nil {
+		b.t.Fatalf("child said %q: %v", out, err)
+	}
+	report.took = time.Since(start)
+	return report, false
+}
+
+// exactlyOne is the property: the promotion's commit is on the branch once,
+// holds its file, and the retry names it.
+func (b *crashBench) exactlyOne(where string, r childRun, file string, report childReport) {
+	b.t.Helper()
+	if report.Error != "" {
+		b.t.Fatalf("%s: the retry failed: %s", where, report.Error)
+	}
+	found := b.git("log", "--format=%H", "--fixed-strings", "--grep", "Kargo-Promotion: shop/"+r.Promotion, "main")
+	if strings.Count(found, "\n") != 0 || found == "" {
+		b.t.Fatalf("%s: commits of the promotion: %q, want exactly one", where, found)
+	}
+	if report.Output["commit"] != found {
+		b.t.Fatalf("%s: the retry reports %v, the commit is %s", where, report.Output["commit"], found)
+	}
+	if got := b.git("diff", "--name-only", found+"~1", found, "--", file); got != file {
+		b.t.Fatalf("%s: commit %s does not bring %s", where, found, file)
+	}
+}
+
+func newCrashBench(t *testing.T) *crashBench {
+	b := &crashBench{bench: newBench(t)}
+	b.seed(map[string]string{"svc/x.yaml": "x\n", "shared/all.yaml": "last: 0\n"})
+	return b
+}
+
+func TestKilledAtEveryPoint(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		// before are promotions that the process has made before.
+		before int
+		// meanwhile happens between the death and the retry.
+		meanwhile func(b *crashBench)
+	}{
+		{name: "first promotion of a process"},
+		{name: "second promotion of a process", before: 1},
+		{name: "others commit before the retry", meanwhile: func(b *crashBench) {
+			b.MustCommit(b.t, repo, "theirs", map[string]string{fmt.Sprintf("theirs/%d", b.n): "x\n"})
+		}},
+		{name: "intents are lost", meanwhile: func(b *crashBench) {
+			if err := os.RemoveAll(b.opts.IntentDir); err != nil {
+				b.t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			b := newCrashBench(t)
+			prepare := func(dieAt int) (childSpec, childRun, string) {
+				var spec childSpec
+				for range tc.before {
+					r, _ := b.next()
+					spec.Runs = append(spec.Runs, r)
+				}
+				r, file := b.next()
+				spec.Runs, spec.DieAt = append(spec.Runs, r), dieAt
+				return spec, r, file
+			}
+			spec, r, file := prepare(0)
+			report, _ := b.run(spec, 0)
+			b.exactlyOne("undisturbed", r, file, report)
+			points := report.Points
+			deaths := 0
+			for n := 1; n <= points; n++ {
+				spec, r, file := prepare(n)
+				if _, died := b.run(spec, 0); died {
+					deaths++
+				}
+				if tc.meanwhile != nil {
+					tc.meanwhile(b)
+				}
+				report, _ := b.run(childSpec{Runs: []childRun{r}}, 0)
+				b.exactlyOne(fmt.Sprintf("killed at point %d of %d", n, points), r, file, report)
+			}
+			if deaths < points-1 { // a run may have a point less, depending on how reads are split
+				t.Errorf("only %d deaths at %d points", deaths, points)
+			}
+			t.Logf("%d points, %d processes killed, exactly one commit each time", points, deaths)
+			b.check()
+		})
+	}
+}
+
+func TestKilledAtRandomMoments(t *testing.T) {
+	moments := 200
+	if testing.Short() {
+		moments = 20
+	}
+	b := newCrashBench(t)
+	spec := func() (childSpec, childRun, string) {
+		r, file := b.next()
+		return childSpec{Runs: []childRun{r}}, r, file
+	}
+	s, _, _ := spec()
+	usual, _ := b.run(s, 0)
+	deaths, landed := 0, 0
+	for i := range moments {
+		s, r, file := spec()
+		before := b.tip()
+		if _, died := b.run(s, 1+rand.N(usual.took*5/4)); died {
+			deaths++
+			if b.tip() != before {
+				landed++
+			}
+		}
+		report, _ := b.run(s, 0)
+		b.exactlyOne(fmt.Sprintf("random moment %d", i), r, file, report)
+	}
+	t.Logf("%d moments, %d processes killed, of which %d had pushed already; exactly one commit each time", moments, deaths, landed)
+	if deaths == 0 {
+		t.Error("no process was killed in time")
+	}
+	b.check()
+}
