@@ -115,6 +115,9 @@ func (e *Evaluator) artifactFrom(params ...any) (any, error) {
 				return nil, fmt.Errorf("cannot decode metadata of artifact %q: %w", name, err)
 			}
 		}
+		if meta == nil { // it was null
+			meta = map[string]any{}
+		}
 		return &Artifact{a.ArtifactType, a.SubscriptionName, a.Version, meta}, nil
 	}
 	return nil, nil
