@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"github.com/spf13/pflag"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/stepd/stepd/internal/gitrepo"
 	"github.com/stepd/stepd/internal/httpedge"
 	"github.com/stepd/stepd/internal/ociart"
+	"github.com/stepd/stepd/internal/ocipush"
 	"github.com/stepd/stepd/internal/pullrequest"
 	"github.com/stepd/stepd/internal/redact"
 	"github.com/stepd/stepd/internal/sigverify"
@@ -78,6 +80,7 @@ func newEdges(a *app, f edgeFlags, live bool, set *load.Set, resources builtin.R
 		b.Git = gitremote.Live(e.effects)
 		b.HTTP = httpedge.Live(e.effects)
 		b.PullRequests = pullrequest.Live(e.effects)
+		b.OCIPush = ocipush.Live(e.effects)
 	} else {
 		scratch := gitremote.NewScratch(e.effects)
 		e.closers = append(e.closers, scratch.Close)
@@ -88,6 +91,14 @@ func newEdges(a *app, f edgeFlags, live bool, set *load.Set, resources builtin.R
 		}
 		b.HTTP = httpedge.Recorder(e.effects, allow)
 		b.PullRequests = pullrequest.NewRecorder(e.effects)
+		b.OCIPush = ocipush.Recorder(e.effects)
+	}
+	if text := os.Getenv("MAX_OCI_PUSH_ARTIFACT_SIZE"); text != "" {
+		size, err := strconv.ParseInt(text, 10, 64)
+		if err != nil || size < -1 {
+			return nil, fmt.Errorf("MAX_OCI_PUSH_ARTIFACT_SIZE must be a number of bytes, or -1, not %q", text)
+		}
+		b.MaxPushSize = &size
 	}
 	b.Downloads = httpedge.Live(e.effects)
 	b.Resources = builtin.Logged(resources, e.effects, false)

@@ -5,6 +5,7 @@ import (
 	"github.com/stepd/stepd/internal/gitremote"
 	"github.com/stepd/stepd/internal/httpedge"
 	"github.com/stepd/stepd/internal/ociart"
+	"github.com/stepd/stepd/internal/ocipush"
 	"github.com/stepd/stepd/internal/pullrequest"
 	"github.com/stepd/stepd/steps"
 )
@@ -27,6 +28,11 @@ type Edges struct {
 	Registries *ociart.Transports
 	// PullRequests has the hosting providers' pull requests. Required.
 	PullRequests pullrequest.Hosts
+	// OCIPush is where oci-push writes to. Required.
+	OCIPush ocipush.Destinations
+	// MaxPushSize bounds copies by oci-push (Kargo's
+	// MAX_OCI_PUSH_ARTIFACT_SIZE); nil is DefaultMaxPush.
+	MaxPushSize *int64
 	// HTTP sends the requests of `http`, and Downloads those of
 	// `http-download`, which only reads. Required.
 	HTTP, Downloads httpedge.Edge
@@ -40,6 +46,10 @@ type Edges struct {
 func Registrations(e Edges) []steps.Registration {
 	if e.ArgoCDNamespace == "" {
 		e.ArgoCDNamespace = "argocd"
+	}
+	maxPush := int64(DefaultMaxPush)
+	if e.MaxPushSize != nil {
+		maxPush = *e.MaxPushSize
 	}
 	return []steps.Registration{
 		ArgoCDUpdate(e.ArgoCD, e.ArgoCDNamespace),
@@ -64,6 +74,7 @@ func Registrations(e Edges) []steps.Registration {
 		KustomizeBuild(),
 		KustomizeSetImage(),
 		OCIDownload(e.Registries),
+		OCIPush(e.OCIPush, maxPush),
 		SetFreightAlias(e.Resources),
 		SetMetadata(e.Resources),
 		TOMLParse(),
