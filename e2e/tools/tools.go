@@ -69,7 +69,7 @@ func Stepd(ctx context.Context, dir string) (string, error) {
 		return "", err
 	}
 	bin := filepath.Join(dir, "stepd")
-	if out, err := goCommand(ctx, root, "build", "-trimpath", "-o", bin, "./cmd/stepd").CombinedOutput(); err != nil {
+	if out, err := goCommand(ctx, root, "build", "-o", bin, "./cmd/stepd").CombinedOutput(); err != nil {
 		return "", fmt.Errorf("cannot build stepd: %w\n%s", err, out)
 	}
 	return bin, nil
