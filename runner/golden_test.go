@@ -99,11 +99,6 @@ func runGolden(t *testing.T, text string, want golden) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, s := range resolved.Promotion.Steps {
-		if _, ok := reg.Lookup(s.Uses); !ok && !strings.HasPrefix(s.Uses, "nosuch") {
-			t.Skipf("step %s is not there yet", s.Uses)
-		}
-	}
 	p := resolved.Promotion
 	p.WorkDir = work
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -116,17 +111,25 @@ func runGolden(t *testing.T, text string, want golden) {
 	if string(out.Phase) != want.Phase {
 		t.Errorf("phase %s, Kargo's %s", out.Phase, want.Phase)
 	}
-	if got := clean(out.Message); got != want.Message {
-		t.Logf("message %q\nKargo's %q", got, want.Message)
+	sameMessage := func(of, got, want string) {
+		if got, want = sameText(clean(got)), sameText(want); got == want {
+			return
+		}
+		report := t.Errorf
+		if t.Name() >= "TestGolden/2" { // from 200 on messages are those of steps
+			report = t.Logf
+		}
+		report("%s: message %q\nKargo's %q", of, got, want)
 	}
+	sameMessage("promotion", out.Message, want.Message)
 	var gotSteps, wantSteps []string
 	for _, s := range out.Steps {
 		gotSteps = append(gotSteps, fmt.Sprintf("%s %s %d", s.Alias, s.Status, s.ErrorCount))
 	}
 	for i, s := range want.Steps {
 		wantSteps = append(wantSteps, fmt.Sprintf("%s %s %d", s.Alias, s.Status, s.ErrorCount))
-		if i < len(out.Steps) && clean(out.Steps[i].Message) != s.Message {
-			t.Logf("%s: message %q\nKargo's %q", s.Alias, clean(out.Steps[i].Message), s.Message)
+		if i < len(out.Steps) {
+			sameMessage(s.Alias, out.Steps[i].Message, s.Message)
 		}
 	}
 	if d := cmp.Diff(wantSteps, gotSteps); d != "" {
@@ -138,6 +141,13 @@ func runGolden(t *testing.T, text string, want golden) {
 	if d := cmp.Diff(want.Files, collect(t, work)); d != "" {
 		t.Errorf("files (-Kargo +stepd):\n%s", d)
 	}
+}
+
+// sameText removes from a message what is known to differ: the names of Go
+// types, and that Kargo names files with the work dir.
+func sameText(message string) string {
+	return strings.NewReplacer("$WORKDIR/", "", "steps.GitCommit", "v1alpha1.GitCommit",
+		"expr.Artifact", "function.expressionFriendlyArtifactReference").Replace(message)
 }
 
 // plain is the state as it would be printed.
