@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -45,7 +46,9 @@ func (p *printer) StepFinished(i int, step *runner.Step, o runner.StepOutcome) {
 		took = "  " + rounded(p.now().Sub(at))
 	}
 	p.printf("%-9s  %s  (%s)%s\n", o.Status, o.Alias, o.Uses, took)
-	if o.Message != "" {
+	// What a step that succeeded has to say is shown below from what stepd knows
+	// itself; its own words cannot know whether this is a dry run.
+	if o.Message != "" && o.Status != steps.Succeeded {
 		p.printf("%s\n", indent(o.Message))
 	}
 	for _, hint := range o.Hints {
@@ -123,7 +126,7 @@ func (p *printer) finish(r report, took time.Duration) {
 		p.printf("Application %s/%s%s  %s\n", s.Namespace, s.Name, revisions, done(s.Done, "synced", "not synced: dry run"))
 	}
 	for _, q := range r.Requests {
-		p.printf("%s %s  %s\n", q.Kind, q.Target, done(q.Done, "done", "not done: dry run"))
+		p.printf("%s %s%s  %s\n", q.Kind, q.Target, detail(q.Detail), done(q.Done, "done", "not done: dry run"))
 	}
 	mode := "dry run"
 	if r.Live {
@@ -160,6 +163,24 @@ func done(is bool, yes, no string) string {
 	}
 	return "[" + no + "]"
 }
+
+// detail shows what belongs to a request, in one line.
+func detail(d map[string]any) string {
+	if len(d) == 0 {
+		return ""
+	}
+	text, err := json.Marshal(d)
+	if err != nil {
+		return ""
+	}
+	if len(text) > maxDetail {
+		text = append(text[:maxDetail:maxDetail], "…"...)
+	}
+	return " " + string(text)
+}
+
+// maxDetail bounds what is shown of one request, in bytes.
+const maxDetail = 300
 
 func short(commit string) string { return commit[:min(len(commit), 12)] }
 
