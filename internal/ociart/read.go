@@ -152,6 +152,7 @@ func (r *Repository) Blob(ctx context.Context, desc Descriptor, limit int64) ([]
 	var buf bytes.Buffer
 	err := r.FetchBlob(ctx, desc, limit, func() (io.Writer, error) {
 		buf.Reset()
+		buf.Grow(int(desc.Size)) // within limit by now; growing by doubling would cost up to twice that
 		return &buf, nil
 	})
 	if err != nil {

@@ -368,6 +368,14 @@ func (v *verifier) timed(c candidate, result *verify.VerificationResult, out *Ve
 	if v.policy.RequireTimestamp && out.TimeSource != "tsa" {
 		return errors.New("no RFC 3161 timestamp of a trusted authority was verified")
 	}
+	// A timestamp that is there must verify, even beside a log's time.
+	stamps, err := c.bundle.Timestamps()
+	if err != nil {
+		return errors.New("its timestamps are malformed")
+	}
+	if len(stamps) > 0 && len(v.trust.TimestampingAuthorities()) > 0 && out.TimeSource != "tsa" {
+		return errors.New("its RFC 3161 timestamp is not one of a trusted authority for this signature")
+	}
 	if out.TimeSource != "" {
 		v.pass(c, "time", out.SignedAt.Format(time.RFC3339)+" by "+out.TimeSource)
 	}

@@ -8,8 +8,11 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -28,6 +31,8 @@ type Case struct {
 	// Verify is the config's verify block that accepts it.
 	Verify map[string]any
 	Trust  ociverified.TrustFiles
+	// Only, if not nil, selects attacks.
+	Only func(ocitest.Attack) bool
 }
 
 // Deadline is the step's; a run that takes longer hangs.
@@ -52,6 +57,9 @@ func Run(t *testing.T, c Case) int {
 	}
 	count := 0
 	for _, a := range ocitest.Attacks() {
+		if c.Only != nil && !c.Only(a) {
+			continue
+		}
 		target := c.Target(t)
 		if !a.Mount(t, target, true) {
 			continue
@@ -137,4 +145,42 @@ func (c Case) check(t *testing.T, a ocitest.Attack, baseline, got outcome) {
 	if _, err := got.ledger.Get(t.Context(), key()); err == nil {
 		t.Errorf("%s: it is in the ledger", a.Trap)
 	}
+}
+
+// LongAfter verifies the case under a clock of the given year, which is the
+// whole process's clock: certificates are judged at the proven signing time
+// and at no other.
+func LongAfter(t *testing.T, c Case, year int) {
+	t.Helper()
+	target := c.Target(t)
+	workDir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		time.Sleep(time.Until(time.Date(year, 1, 2, 0, 0, 0, 0, time.UTC)))
+		reg := ociverified.New(ociverified.Options{
+			Ledger: &verification.Memory{}, Trust: c.Trust,
+			Transports: &ociart.Transports{Wrap: func(http.RoundTripper) http.RoundTripper { return inMemory{target} }},
+		})
+		sc := &steps.Context{
+			WorkDir: workDir, Alias: "config", Log: slog.New(slog.DiscardHandler),
+			Config: map[string]any{
+				"imageRef": target.Host() + "/" + target.Repository + ":v1", "outPath": "values.yaml", "verify": c.Verify,
+			},
+		}
+		if _, err := reg.New(steps.Capabilities{}).Run(t.Context(), sc); err != nil {
+			t.Errorf("in %d: %v", time.Now().Year(), err)
+		}
+	})
+}
+
+// inMemory answers requests from a handler without a connection, so that a
+// synctest bubble sees no network.
+type inMemory struct{ handler http.Handler }
+
+// RoundTrip implements http.RoundTripper.
+func (m inMemory) RoundTrip(r *http.Request) (*http.Response, error) {
+	w := httptest.NewRecorder()
+	m.handler.ServeHTTP(w, r)
+	resp := w.Result()
+	resp.Request = r
+	return resp, nil
 }
