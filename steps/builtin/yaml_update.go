@@ -58,26 +58,33 @@ func runYAMLUpdate(_ context.Context, sc *steps.Context) (steps.Result, error) {
 		updates[i] = yamledit.Update{Key: u.Key, Value: value, Type: yamledit.AsGiven}
 		lines[i] = "- " + u.Key + ": " + kargoYAMLValue(value)
 	}
-	out, err := updateLines(src, cfg.Path, updates)
+	out, err := updateYAML(sc.Log, src, cfg.Path, updates)
 	if err != nil {
 		return fail(err)
+	}
+	if err := os.WriteFile(file, out, 0o644); err != nil { //nolint:gosec // the mode applies to no file: it exists
+		return fail(err)
+	}
+	return succeeded(map[string]any{"commitMessage": "Updated " + cfg.Path + "\n\n" + strings.Join(lines, "\n")})
+}
+
+// updateYAML edits as Kargo does where that does no damage.
+func updateYAML(log *slog.Logger, src []byte, path string, updates []yamledit.Update) ([]byte, error) {
+	out, err := updateLines(src, path, updates)
+	if err != nil {
+		return nil, err
 	}
 	written := map[string]string{}
 	for _, u := range updates {
 		written[u.Key] = kargoYAMLValue(u.Value)
 	}
 	if yamledit.SameExcept(src, out, written) {
-		warnOfRetyping(sc.Log, out, cfg.Path, updates)
-	} else {
-		sc.Log.Warn("yaml-update of Kargo would damage this file; the values are set without that", slog.String("path", cfg.Path))
-		if out, _, err = yamledit.Edit(src, 0, updates, yamledit.Options{File: cfg.Path}); err != nil {
-			return fail(err)
-		}
+		warnOfRetyping(log, out, path, updates)
+		return out, nil
 	}
-	if err := os.WriteFile(file, out, 0o644); err != nil { //nolint:gosec // the mode applies to no file: it exists
-		return fail(err)
-	}
-	return succeeded(map[string]any{"commitMessage": "Updated " + cfg.Path + "\n\n" + strings.Join(lines, "\n")})
+	log.Warn("yaml-update of Kargo would damage this file; the values are set without that", slog.String("path", path))
+	out, _, err = yamledit.Edit(src, 0, updates, yamledit.Options{File: path})
+	return out, err
 }
 
 // decodeValue keeps numbers as they are written.
