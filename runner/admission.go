@@ -10,9 +10,10 @@ import (
 	"github.com/stepd/stepd/steps"
 )
 
-// Admit returns why Kargo would refuse a Stage, PromotionTask or
-// ClusterPromotionTask when it is applied: the rules of the CRDs (patterns,
-// CEL) and of the validating webhooks. Documents of other kinds are accepted.
+// Admit returns why Kargo would refuse a Stage, PromotionTask,
+// ClusterPromotionTask or Freight when it is applied: the rules of the CRDs
+// (patterns, CEL) and of the validating webhooks, as far as they matter to a
+// promotion. Documents of other kinds are accepted.
 func Admit(d *load.Document) load.Errors {
 	a := &admission{doc: d}
 	switch o := d.Object.(type) {
@@ -24,6 +25,9 @@ func Admit(d *load.Document) load.Errors {
 	case *kargoapi.ClusterPromotionTask:
 		a.name(o.Name)
 		a.task(o.Spec)
+	case *kargoapi.Freight:
+		a.name(o.Name)
+		a.origin("/origin", o.Origin)
 	}
 	return a.errs
 }
@@ -61,12 +65,8 @@ func (a *admission) stage(s *kargoapi.Stage) {
 	seen := map[steps.FreightOrigin]bool{}
 	for i, r := range s.Spec.RequestedFreight {
 		at := load.Pointer("spec", "requestedFreight", i, "origin")
-		switch {
-		case r.Origin.Kind != kargoapi.KindWarehouse:
-			a.refuse(at, "", "origin.kind must be %q, not %q", kargoapi.KindWarehouse, r.Origin.Kind)
-		case r.Origin.Name == "":
-			a.refuse(at, "", "origin.name is required")
-		case seen[r.Origin]:
+		a.origin(at, r.Origin)
+		if seen[r.Origin] {
 			a.refuse(at, "", "freight with origin %s requested multiple times", r.Origin)
 		}
 		seen[r.Origin] = true
@@ -81,6 +81,15 @@ func (a *admission) stage(s *kargoapi.Stage) {
 	for i, step := range t.Steps {
 		a.step(at+load.Pointer(i), step)
 		a.templateStep(at+load.Pointer(i), step)
+	}
+}
+
+func (a *admission) origin(at string, o steps.FreightOrigin) {
+	switch {
+	case o.Kind != kargoapi.KindWarehouse:
+		a.refuse(at, "", "origin.kind must be %q, not %q", kargoapi.KindWarehouse, o.Kind)
+	case o.Name == "":
+		a.refuse(at, "", "origin.name is required")
 	}
 }
 

@@ -2,6 +2,7 @@ package runner_test
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/stepd/stepd/runner"
 	"github.com/stepd/stepd/runner/kargoapi"
 	"github.com/stepd/stepd/steps"
 )
@@ -184,6 +186,18 @@ func TestHealthChecks(t *testing.T) {
 	out := run(t, "  - {uses: health}\n  - {uses: skip}\n  - {uses: health}\n")
 	if len(out.HealthChecks) != 2 {
 		t.Errorf("%v, want those of the steps that succeeded", out.HealthChecks)
+	}
+}
+
+func TestSystemClock(t *testing.T) {
+	var clock runner.SystemClock
+	if err := clock.Sleep(t.Context(), time.Microsecond); err != nil || clock.Now().IsZero() {
+		t.Errorf("%v, %v", err, clock.Now())
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := clock.Sleep(ctx, time.Hour); !errors.Is(err, context.Canceled) {
+		t.Errorf("a wait that is cut short gives %v", err)
 	}
 }
 

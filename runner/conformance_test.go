@@ -155,6 +155,22 @@ func TestConformanceInflation(t *testing.T) {
 	}
 }
 
+func TestAdmitFreight(t *testing.T) {
+	for _, tc := range []struct{ reason, doc, err string }{
+		{"Freight", goodsFreight, ""},
+		{"Freight from nowhere", strings.ReplaceAll(goodsFreight, "origin: {kind: Warehouse, name: goods}", ""), "origin.kind must be"},
+	} {
+		set, err := load.Bytes("f", []byte(tc.doc))
+		if err != nil {
+			t.Fatal(err)
+		}
+		errs := runner.Admit(set.Documents[0])
+		if tc.err == "" && len(errs) > 0 || tc.err != "" && (len(errs) != 1 || !strings.Contains(errs[0].Error(), tc.err)) {
+			t.Errorf("%s: %v, want %q", tc.reason, errs, tc.err)
+		}
+	}
+}
+
 func TestConformanceAdmission(t *testing.T) {
 	task := taskDoc("PromotionTask", anyTask, "{steps: [{uses: x}]}")
 	for _, tc := range []struct{ reason, docs, at, err string }{

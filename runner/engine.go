@@ -127,7 +127,7 @@ func (e *Engine) RunToCompletion(ctx context.Context, p Promotion) (Outcome, err
 			wait = r.untilTimeout(wait, step, reg, out)
 		}
 		if e.Observer != nil {
-			e.Observer.StepWaiting(out.CurrentStep, step, out.Steps[len(out.Steps)-1], wait)
+			e.Observer.StepWaiting(out.CurrentStep, step, r.outcomeOf(step, *r.metadata(step)), wait)
 		}
 		// A wait that is cut short is noticed by the next pass.
 		_ = r.Clock.Sleep(ctx, wait)

@@ -3,6 +3,7 @@ package expr_test
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stepd/stepd/runner/expr"
 	"github.com/stepd/stepd/runner/kargoapi"
@@ -53,6 +54,15 @@ func TestConformanceByCode(t *testing.T) {
 			"chartFrom('https://charts.io', 'gate', warehouse('goods')).Version, chartFrom('oci://reg.io/charts/c', warehouse('goods')).Version] }}",
 			nil, []any{"0.1.0", "4.5.6", "4.5.6", "0.1.0"}},
 		{"stageMetadata", "a Stage's metadata", "${{ stageMetadata('prod').count }}", nil, 4},
+		{"meta JSON", "a step's metadata as JSON", "${{ stepMetas.a }}", scope(func(s *expr.Scope) {
+			at := time.Date(2026, 11, 22, 4, 4, 5, 999, time.FixedZone("CET", 3600))
+			s.StepMetadata = []kargoapi.StepExecutionMetadata{{Alias: "a", Status: steps.Failed, StartedAt: &at, ErrorCount: 2}}
+		}), map[string]any{"alias": "a", "status": "Failed", "startedAt": "2026-11-22T03:04:05Z", "errorCount": 2}},
+		{"meta methods", "and its times are times", "${{ stepMetas.a.StartedAt.Format('15:04') }} ${{ stepMetas.a.StartedAt.Time.Year() }}",
+			scope(func(s *expr.Scope) {
+				at := time.Date(2026, 11, 22, 4, 4, 5, 0, time.UTC)
+				s.StepMetadata = []kargoapi.StepExecutionMetadata{{Alias: "a", StartedAt: &at}}
+			}), "04:04 2026"},
 		{"meta time", "when a step started", "${{ stepMetas.a.StartedAt == nil }}", failed, true},
 		{"task twice", "two separators are no task", "${{ task }}", scope(func(s *expr.Scope) { s.Alias = "p::q::r" }), nil},
 	})

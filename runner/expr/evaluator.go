@@ -156,16 +156,6 @@ func (e *UnreadableConfigError) Error() string {
 // Unwrap returns the decoder's error.
 func (e *UnreadableConfigError) Unwrap() error { return e.Err }
 
-// Vars evaluates the promotion's and the step's variables.
-func (e *Evaluator) Vars(ctx context.Context, s *Scope) (map[string]any, error) {
-	defer e.enter(ctx, s)()
-	env, err := e.stepEnv()
-	if err != nil {
-		return nil, err
-	}
-	return env["vars"].(map[string]any), nil
-}
-
 // Template evaluates one template in an environment of the caller's. The
 // status functions are available if the scope is not nil.
 func (e *Evaluator) Template(ctx context.Context, s *Scope, template string, env map[string]any) (any, error) {

@@ -13,6 +13,7 @@ import (
 	"github.com/stepd/stepd/internal/sharedata"
 	"github.com/stepd/stepd/runner/kargoapi"
 	"github.com/stepd/stepd/runner/load"
+	"github.com/stepd/stepd/steps"
 )
 
 // TestRoundTripCRDs fills every field of Kargo's own CRDs and checks that
@@ -153,6 +154,34 @@ func TestDurations(t *testing.T) {
 		if out, _ := json.Marshal(d); tc.ok && string(out) != tc.out {
 			t.Errorf("%s: got %s, want %s", tc.reason, out, tc.out)
 		}
+	}
+}
+
+func TestTerminalPhases(t *testing.T) {
+	for phase, want := range map[kargoapi.PromotionPhase]bool{
+		"": false, kargoapi.PromotionPending: false, kargoapi.PromotionRunning: false, kargoapi.PromotionSucceeded: true,
+		kargoapi.PromotionFailed: true, kargoapi.PromotionErrored: true, kargoapi.PromotionAborted: true,
+	} {
+		if phase.Terminal() != want {
+			t.Errorf("%q: terminal is %t", phase, !want)
+		}
+	}
+}
+
+func TestCollectionAsStepsSeeIt(t *testing.T) {
+	c := &kargoapi.FreightCollection{ID: "x", Freight: map[string]steps.FreightReference{"Warehouse/w": {Name: "f"}}}
+	if got := c.Steps(); got.ID != "x" || got.References()[0].Name != "f" {
+		t.Errorf("got %+v", got)
+	}
+	if got := (*kargoapi.FreightCollection)(nil).Steps(); len(got.Freight) != 0 {
+		t.Errorf("no collection is %+v", got)
+	}
+}
+
+func TestSecretValues(t *testing.T) {
+	s := &kargoapi.Secret{Data: map[string][]byte{"a": []byte("1"), "b": []byte("2")}, StringData: map[string]string{"b": "3"}}
+	if d := cmp.Diff(map[string][]byte{"a": []byte("1"), "b": []byte("3")}, s.Values()); d != "" {
+		t.Error(d)
 	}
 }
 

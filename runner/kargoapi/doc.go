@@ -83,12 +83,3 @@ func New(apiVersion, kind string) Object {
 	}
 	return nil
 }
-
-// ClusterScoped tells whether objects of a known kind have no namespace.
-func ClusterScoped(kind string) bool {
-	switch kind {
-	case KindClusterPromotionTask, KindProject, KindClusterConfig:
-		return true
-	}
-	return false
-}
