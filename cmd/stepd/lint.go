@@ -33,6 +33,7 @@ func newLintCommand(a *app) *cobra.Command {
 		},
 	}
 	strict := cmd.Flags().Bool("strict", false, "exit with 2 on warnings too")
+	known := cmd.Flags().StringArray("known-step", nil, "kind of step that a plugin has; its config is not checked (repeatable)")
 	output := outputFlag(cmd, "text", "json", "sarif")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		set, err := load.Documents(cmd.Context(), args, a.in)
@@ -44,7 +45,7 @@ func newLintCommand(a *app) *cobra.Command {
 		if err != nil {
 			return &exitError{code: exitFailed, err: err}
 		}
-		findings, err := lint.Run(cmd.Context(), set, errs, registry)
+		findings, err := lint.Run(cmd.Context(), set, errs, lint.Options{Registry: registry, KnownSteps: *known})
 		if err != nil {
 			return &exitError{code: exitFailed, err: err}
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net/url"
 	"path/filepath"
 	"sort"
 
@@ -82,7 +83,7 @@ func sarif(findings []lint.Finding) sarifLog {
 		if f.Remedy != "" {
 			text += "; " + f.Remedy
 		}
-		loc := sarifPhysical{ArtifactLocation: sarifArtifact{URI: filepath.ToSlash(f.File)}}
+		loc := sarifPhysical{ArtifactLocation: sarifArtifact{URI: fileURI(f.File)}}
 		if f.Line > 0 {
 			loc.Region = &sarifRegion{StartLine: f.Line, StartColumn: f.Column}
 		}
@@ -95,4 +96,14 @@ func sarif(findings []lint.Finding) sarifLog {
 		Schema:  "https://json.schemastore.org/sarif-2.1.0.json",
 		Version: "2.1.0", Runs: []sarifRun{run},
 	}
+}
+
+// fileURI returns a file's name as a URI reference: relative names stay relative,
+// which is what services resolve against the repository.
+func fileURI(name string) string {
+	u := url.URL{Path: filepath.ToSlash(name)}
+	if filepath.IsAbs(name) {
+		u.Scheme = "file"
+	}
+	return u.String()
 }

@@ -25,7 +25,10 @@ func (c *docLinter) config(step *kargoapi.PromotionStep, at string, s *scope) {
 	}
 	w := &configWalker{docLinter: c, step: step, scope: s, templates: map[string]bool{}}
 	checked := w.value(config, at+"/config", "")
-	reg, known := c.registry.Lookup(step.Uses)
+	reg, known := c.Registry.Lookup(step.Uses)
+	if !known && contains(c.KnownSteps, step.Uses) {
+		return
+	}
 	if !known {
 		c.report(Error, "unknown-step", at+"/uses", c.unknownStep(step.Uses), "there is no step of kind %q", step.Uses)
 		return
@@ -166,7 +169,7 @@ func (c *docLinter) unknownStep(kind string) string {
 			return "only the commercial edition of Kargo has it"
 		}
 	}
-	if found := nearname.Nearest(kind, c.registry.Kinds(), 3); len(found) > 0 {
+	if found := nearname.Nearest(kind, append(c.Registry.Kinds(), c.KnownSteps...), 3); len(found) > 0 {
 		return "did you mean " + strings.Join(found, " or ") + "?"
 	}
 	return "`stepd schema` lists the steps there are"

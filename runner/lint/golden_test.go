@@ -49,7 +49,7 @@ func TestNoFalseErrors(t *testing.T) {
 				status[s.Alias] = s.Status
 			}
 			set, err := load.Documents(t.Context(), []string{file}, nil)
-			findings, lintErr := lint.Run(t.Context(), set, load.AsErrors(err), registry)
+			findings, lintErr := lint.Run(t.Context(), set, load.AsErrors(err), lint.Options{Registry: registry})
 			if lintErr != nil {
 				t.Fatal(lintErr)
 			}
@@ -100,7 +100,7 @@ func TestLintsManyTasks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	findings, err := lint.Run(t.Context(), set, nil, kinds(t))
+	findings, err := lint.Run(t.Context(), set, nil, lint.Options{Registry: kinds(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +125,7 @@ func BenchmarkThousandTasks(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if _, err := lint.Run(b.Context(), set, nil, registry); err != nil {
+		if _, err := lint.Run(b.Context(), set, nil, lint.Options{Registry: registry}); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -151,7 +151,7 @@ func FuzzRun(f *testing.F) {
 			t.Skip()
 		}
 		set, err := load.Bytes("f.yaml", text)
-		findings, lintErr := lint.Run(t.Context(), set, load.AsErrors(err), mustRegistry)
+		findings, lintErr := lint.Run(t.Context(), set, load.AsErrors(err), lint.Options{Registry: mustRegistry})
 		if lintErr != nil {
 			t.Fatal(lintErr)
 		}

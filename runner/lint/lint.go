@@ -74,17 +74,26 @@ func Rules() map[string]string {
 	}
 }
 
+// Options say what a check may rely on.
+type Options struct {
+	// Registry knows the kinds of step and their schemas. Required.
+	Registry *runner.Registry
+	// KnownSteps are kinds that exist elsewhere, as those of plugins do; their
+	// config is not checked.
+	KnownSteps []string
+}
+
 // Run checks all documents and returns what it found in reading order. errs is
 // the error load.Documents returned with the set.
-func Run(ctx context.Context, set *load.Set, errs load.Errors, registry *runner.Registry) ([]Finding, error) {
-	l := &linter{set: set, registry: registry, code: newCompiler(), schemas: map[string]*stepSchema{}}
+func Run(ctx context.Context, set *load.Set, errs load.Errors, o Options) ([]Finding, error) {
+	l := &linter{set: set, Options: o, code: newCompiler(), schemas: map[string]*stepSchema{}}
 	for _, e := range errs {
 		l.add(Finding{Position: e.Position, Severity: Error, Rule: "document", Message: e.Message, Remedy: e.Remedy, Pointer: e.Pointer})
 	}
 	for _, w := range set.Warnings {
 		l.add(Finding{Position: w.Position, Severity: Warning, Rule: "document", Message: w.Message})
 	}
-	l.indexTasks()
+	l.index()
 	for _, d := range set.Documents {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -95,13 +104,15 @@ func Run(ctx context.Context, set *load.Set, errs load.Errors, registry *runner.
 }
 
 type linter struct {
-	set      *load.Set
-	registry *runner.Registry
-	code     *compiler
-	schemas  map[string]*stepSchema
+	Options
+	set     *load.Set
+	code    *compiler
+	schemas map[string]*stepSchema
 	// tasks finds tasks by kind and name; there are several of a name where the
 	// documents of more than one project, or file, are checked together.
-	tasks    map[taskKey][]*load.Document
+	tasks map[taskKey][]*load.Document
+	// stages are those with a promotion template.
+	stages   []*load.Document
 	findings []Finding
 	seen     map[Finding]bool
 }
@@ -147,10 +158,14 @@ func (l *linter) sorted() []Finding {
 	return l.findings
 }
 
-func (l *linter) indexTasks() {
+func (l *linter) index() {
 	l.tasks = map[taskKey][]*load.Document{}
 	for _, d := range l.set.Documents {
-		switch d.Object.(type) {
+		switch o := d.Object.(type) {
+		case *kargoapi.Stage:
+			if o.Spec.PromotionTemplate != nil {
+				l.stages = append(l.stages, d)
+			}
 		case *kargoapi.PromotionTask:
 			k := taskKey{"PromotionTask", d.Namespace, d.Name}
 			l.tasks[k] = append(l.tasks[k], d)

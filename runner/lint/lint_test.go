@@ -33,7 +33,7 @@ func kinds(tb testing.TB) *runner.Registry {
 func run(t *testing.T, text string) []lint.Finding {
 	t.Helper()
 	set, err := load.Bytes("f.yaml", []byte(text))
-	findings, err := lint.Run(t.Context(), set, load.AsErrors(err), kinds(t))
+	findings, err := lint.Run(t.Context(), set, load.AsErrors(err), lint.Options{Registry: kinds(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

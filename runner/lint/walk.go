@@ -10,6 +10,7 @@ import (
 
 	"github.com/stepd/stepd/internal/nearname"
 	"github.com/stepd/stepd/runner/kargoapi"
+	"github.com/stepd/stepd/runner/load"
 )
 
 // walker checks one expression's names.
@@ -345,11 +346,8 @@ func (w *walker) variable(n *ast.MemberNode, name string) {
 // variable early enough, among its own. It is false if there is no such Stage.
 func (c *docLinter) givenByStages(name string) bool {
 	used := false
-	for _, d := range c.set.Documents {
-		stage, ok := d.Object.(*kargoapi.Stage)
-		if !ok || stage.Spec.PromotionTemplate == nil {
-			continue
-		}
+	for _, d := range c.stages {
+		stage, _ := load.As[*kargoapi.Stage](d)
 		t := stage.Spec.PromotionTemplate.Spec
 		for i := range t.Steps {
 			if ref := t.Steps[i].Task; ref == nil || c.task(d, ref) != c.doc {
@@ -366,11 +364,8 @@ func (c *docLinter) givenByStages(name string) bool {
 
 // givenByReferences tells whether some Stage hands the task the variable.
 func (c *docLinter) givenByReferences(name string) bool {
-	for _, d := range c.set.Documents {
-		stage, ok := d.Object.(*kargoapi.Stage)
-		if !ok || stage.Spec.PromotionTemplate == nil {
-			continue
-		}
+	for _, d := range c.stages {
+		stage, _ := load.As[*kargoapi.Stage](d)
 		for _, step := range stage.Spec.PromotionTemplate.Spec.Steps {
 			if step.Task != nil && c.task(d, step.Task) == c.doc && (gives(step.Vars, name) || gives(stage.Spec.Vars, name) || gives(stage.Spec.PromotionTemplate.Spec.Vars, name)) {
 				return true

@@ -1,0 +1,69 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+)
+
+// polls is a task whose step is Running for ever.
+func polls(url string) string {
+	return `{apiVersion: kargo.akuity.io/v1alpha1, kind: PromotionTask, metadata: {name: polls}, spec: {steps: [
+		{uses: http, as: poll, config: {url: "` + url + `", pollInterval: 10ms, successExpression: "false"}},
+		{uses: compose-output, config: {a: 1}}]}}`
+}
+
+func TestTimeoutEndsPolling(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte("{}"))
+	}))
+	defer server.Close()
+	var stdout, stderr bytes.Buffer
+	code := run(t.Context(), []string{"run", "--live", "-f", "-", "-o", "json", "--timeout", "300ms"},
+		stdio{in: strings.NewReader(polls(server.URL)), out: &stdout, err: &stderr})
+	if code != exitFailed || !strings.Contains(stderr.String(), "--timeout allows more") {
+		t.Errorf("exit code %d, want %d and the flag that helps in\n%s", code, exitFailed, &stderr)
+	}
+	var r report
+	if err := json.Unmarshal(stdout.Bytes(), &r); err != nil {
+		t.Fatalf("a run that is cut short still reports: %v\n%s", err, &stdout)
+	}
+	if r.Phase != "Errored" || len(r.Steps) != 1 || r.Steps[0].Status != "Errored" {
+		t.Errorf("report is %+v, want an Errored step and nothing after it", r)
+	}
+}
+
+func TestInterruptEndsPolling(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte("{}"))
+		cancel()
+	}))
+	defer server.Close()
+	var stdout, stderr bytes.Buffer
+	code := run(ctx, []string{"run", "--live", "-f", "-"},
+		stdio{in: strings.NewReader(polls(server.URL)), out: &stdout, err: &stderr})
+	if code != exitFailed || !strings.Contains(stderr.String(), "interrupted") {
+		t.Errorf("exit code %d, want %d and the reason in\n%s", code, exitFailed, &stderr)
+	}
+}
+
+func TestPrintable(t *testing.T) {
+	for in, want := range map[string]string{
+		"plain é\ttab\n":       "plain é\ttab\n",
+		"\x1b[31mred\x1b[0m":   `\x1b[31mred\x1b[0m`,
+		"a\rb":                 `a\rb`,
+		"right\u202eto left":   `right\u202eto left`,
+		"bad \xff byte":        `bad \ufffd byte`,
+		"zero\u200bwidth\x00x": `zero\u200bwidth\x00x`,
+	} {
+		if got := printable(in); got != want {
+			t.Errorf("printable(%q) is %q, want %q", in, got, want)
+		}
+	}
+}
