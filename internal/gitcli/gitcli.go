@@ -127,7 +127,7 @@ func (e Env) RunInput(ctx context.Context, dir string, stdin []byte, args ...str
 	err = cmd.Run()
 	if err == nil && stdout.cut {
 		err = ErrOutputLimit
-		stdout.Reset()
+		stdout = limited{}
 	}
 	if err != nil {
 		return "", failed(err, stdout.String()+stderr.String())
@@ -252,17 +252,21 @@ func (e Env) redact(text string) string {
 	return userinfo.ReplaceAllString(text, "$1")
 }
 
-// limited keeps the first maxOutput bytes written to it.
+// limited keeps the first maxOutput bytes written to it. The buffer is not
+// embedded: its ReadFrom would go around the limit.
 type limited struct {
-	bytes.Buffer
-	cut bool
+	kept bytes.Buffer
+	cut  bool
 }
 
+// Write implements io.Writer and always takes everything.
 func (l *limited) Write(p []byte) (int, error) {
-	if room := maxOutput - l.Len(); len(p) > room {
+	if room := maxOutput - l.kept.Len(); len(p) > room {
 		l.cut = true
-		l.Buffer.Write(p[:room])
+		l.kept.Write(p[:room])
 		return len(p), nil
 	}
-	return l.Buffer.Write(p)
+	return l.kept.Write(p)
 }
+
+func (l *limited) String() string { return l.kept.String() }

@@ -8,9 +8,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/stepd/stepd/steps"
 )
+
+// keyTimeout bounds what gpg and ssh-keygen do with a key.
+const keyTimeout = 30 * time.Second
 
 // InstallSigningKey puts user's signing key into a private HOME and returns the
 // settings that make git sign commits and tags with it. An OpenPGP key needs
@@ -23,7 +27,17 @@ func InstallSigningKey(ctx context.Context, home string, user steps.GitUser) ([]
 		if err := os.WriteFile(file, key, 0o600); err != nil {
 			return nil, fmt.Errorf("cannot store the signing key: %w", err)
 		}
-		return append(settings, Setting{"gpg.format", "ssh"}, Setting{"user.signingKey", file}), nil
+		// So that git can tell own commits by their signature.
+		public, err := run(ctx, home, nil, "ssh-keygen", "-y", "-P", "", "-f", file)
+		if err != nil {
+			return nil, err
+		}
+		signers := filepath.Join(home, "allowed-signers")
+		if err := os.WriteFile(signers, []byte(user.Email+` namespaces="git" `+public), 0o600); err != nil {
+			return nil, fmt.Errorf("cannot store the allowed signers: %w", err)
+		}
+		return append(settings, Setting{"gpg.format", "ssh"}, Setting{"user.signingKey", file},
+			Setting{"gpg.ssh.allowedSignersFile", signers}), nil
 	}
 	if _, err := gpg(ctx, home, key, "--import"); err != nil {
 		return nil, err
@@ -55,7 +69,14 @@ func firstFingerprint(listing string) string {
 }
 
 func gpg(ctx context.Context, home string, stdin []byte, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, "gpg", append([]string{"--batch", "--quiet", "--no-tty"}, args...)...)
+	return run(ctx, home, stdin, "gpg", append([]string{"--batch", "--quiet", "--no-tty"}, args...)...)
+}
+
+// run runs one of the programs that keep keys.
+func run(ctx context.Context, home string, stdin []byte, name string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, keyTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = []string{"HOME=" + home, "LC_ALL=C", "PATH=" + os.Getenv("PATH")}
 	cmd.Stdin = bytes.NewReader(stdin)
 	cmd.WaitDelay = waitDelay
@@ -63,7 +84,16 @@ func gpg(ctx context.Context, home string, stdin []byte, args ...string) (string
 	stdout, stderr := limited{}, limited{}
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("gpg %s: %w: %s", args[0], err, strings.TrimSpace(stderr.String()))
+		return "", fmt.Errorf("%s: %w: %.400s", name, err, strings.TrimSpace(stderr.String()))
 	}
 	return stdout.String(), nil
+}
+
+// StopAgent ends the agent that gpg started for a HOME, if it did.
+func StopAgent(ctx context.Context, home string) error {
+	if _, err := os.Stat(filepath.Join(home, ".gnupg")); err != nil {
+		return nil //nolint:nilerr // no OpenPGP key was installed
+	}
+	_, err := run(ctx, home, nil, "gpgconf", "--kill", "gpg-agent")
+	return err
 }

@@ -75,6 +75,7 @@ func runGitClone(ctx context.Context, sc *steps.Context, access gitAccess) (step
 	if err != nil {
 		return errored(relativeTo(sc.WorkDir, err))
 	}
+	defer stopAgent(ctx, sc, home)
 	repo := filepath.Join(home, "repo")
 	offline := gitcli.Env{Home: home, Ceiling: sc.WorkDir}
 	if err := prepareHome(ctx, offline, user, cfg.InsecureSkipTLSVerify); err != nil {

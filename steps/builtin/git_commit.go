@@ -30,6 +30,7 @@ func runGitCommit(ctx context.Context, sc *steps.Context) (steps.Result, error) 
 	if err != nil {
 		return errored(err)
 	}
+	defer stopAgent(ctx, sc, tree.env.Home)
 	if _, err := tree.env.Run(ctx, tree.dir, "add", "."); err != nil {
 		return errored(fmt.Errorf("error adding all changes to the working tree: %w", err))
 	}

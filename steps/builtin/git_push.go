@@ -75,6 +75,7 @@ func (p pusher) run(ctx context.Context, sc *steps.Context) (steps.Result, error
 	if err != nil {
 		return errored(err)
 	}
+	defer stopAgent(ctx, sc, tree.env.Home)
 	branch, err := targetBranch(ctx, sc, tree, cfg)
 	if err != nil {
 		return errored(err)

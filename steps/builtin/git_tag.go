@@ -29,6 +29,7 @@ func runGitTag(ctx context.Context, sc *steps.Context) (steps.Result, error) {
 	if err != nil {
 		return errored(err)
 	}
+	defer stopAgent(ctx, sc, tree.env.Home)
 	args := []string{"tag", "-a", "-F", "-"}
 	if cfg.Force {
 		args = append(args, "--force")

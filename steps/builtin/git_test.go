@@ -4,6 +4,9 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"os"
+	osexec "os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -505,4 +508,75 @@ func TestClearAndTag(t *testing.T) {
 	if got := p.log.Requests(); len(got) != 1 || got[0].Kind != "git-tag" || !got[0].Done || got[0].Detail["tag"] != "v1" {
 		t.Errorf("logged %+v", got)
 	}
+}
+
+// Kargo's integration policies, with and without signatures to lose.
+func TestIntegrationPolicies(t *testing.T) {
+	key := signingKey(t)
+	const rebased, merged = "mine\ntheirs\nfirst", "merge"
+	for _, tc := range []struct {
+		reason         string
+		policy         IntegrationPolicy
+		key            string
+		unsignedCommit bool
+		history        string
+		want           outcome
+	}{
+		{"always a merge", AlwaysMerge, "", false, merged, outcome{status: steps.Succeeded}},
+		{"nothing is signed", RebaseOrMerge, "", false, rebased, outcome{status: steps.Succeeded}},
+		{"all is signed, and signed anew", RebaseOrFail, key, false, rebased, outcome{status: steps.Succeeded}},
+		{"an unsigned commit would be signed", RebaseOrMerge, key, true, merged, outcome{status: steps.Succeeded}},
+		{"and that is forbidden", RebaseOrFail, key, true, "", outcome{steps.Failed, true, "rebase is unsafe"}},
+		{"which nobody asks by default", AlwaysRebase, key, true, rebased, outcome{status: steps.Succeeded}},
+	} {
+		server := gitopsServer(t)
+		p := newPromotion(t)
+		p.caps.GitUser = gitUserFunc(func() (steps.GitUser, error) {
+			return steps.GitUser{Name: "System", Email: "sys@example.com", SigningKey: tc.key, SigningKeyType: "ssh"}, nil
+		})
+		git := liveGit(p)
+		push := GitPush(gitremote.Live(p.log), tc.policy, noWait)
+		p.must(git.clone, config{"repoURL": server.RepoURL("gitops.git"), "checkout": []any{config{"branch": "main", "path": "g"}}})
+		p.write("g/mine", "x")
+		commit := config{"path": "g", "message": "mine"}
+		if tc.unsignedCommit {
+			commit["author"] = config{"name": "Ada", "email": "ada@example.com"}
+		}
+		p.must(git.commit, commit)
+		server.MustCommit(t, "gitops.git", "theirs", map[string]string{"theirs": "x"})
+		r, err := p.run(push, config{"path": "g"})
+		tc.want.check(t, tc.reason, r, err)
+		parents := len(strings.Fields(server.MustGit(t, "gitops.git", "log", "-1", "--format=%P", "main")))
+		switch tc.history {
+		case merged:
+			if parents != 2 {
+				t.Errorf("%s: the tip has %d parents, want a merge", tc.reason, parents)
+			}
+		case rebased:
+			if got := server.MustGit(t, "gitops.git", "log", "--format=%s", "main"); got != rebased {
+				t.Errorf("%s: history is %q", tc.reason, got)
+			}
+			raw := server.MustGit(t, "gitops.git", "cat-file", "commit", "main")
+			if signed := strings.Contains(raw, "gpgsig"); signed != (tc.key != "") {
+				t.Errorf("%s: signed is %v", tc.reason, signed)
+			}
+		}
+	}
+}
+
+// signingKey makes an OpenSSH key, which needs no agent.
+func signingKey(t *testing.T) string {
+	t.Helper()
+	if _, err := osexec.LookPath("ssh-keygen"); err != nil {
+		t.Skip("ssh-keygen is not installed")
+	}
+	file := filepath.Join(t.TempDir(), "key")
+	if _, err := exec(t, t.TempDir(), "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", file); err != nil {
+		t.Fatal(err)
+	}
+	key, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(key)
 }

@@ -63,6 +63,13 @@ func loadWorkTree(ctx context.Context, sc *steps.Context, path string) (*workTre
 	return w, nil
 }
 
+// stopAgent ends what may hold a signing key, once a step is done with it.
+func stopAgent(ctx context.Context, sc *steps.Context, home string) {
+	if err := gitcli.StopAgent(context.WithoutCancel(ctx), home); err != nil {
+		sc.Log.Warn("cannot stop the agent that holds the signing key", "error", err)
+	}
+}
+
 // inside tells whether path is below dir, symlinks resolved.
 func inside(dir, path string) bool {
 	realDir, err := filepath.EvalSymlinks(dir)
