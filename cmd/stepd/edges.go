@@ -189,7 +189,7 @@ func secretsOf(set *load.Set) func(context.Context, string) ([]credentials.Secre
 				continue
 			}
 			s, _ := load.As[*kargoapi.Secret](d)
-			out = append(out, credentials.Secret{Name: s.Name, Labels: s.Labels, Data: s.Values()})
+			out = append(out, credentials.Secret{Name: s.Name, Labels: s.Labels, Annotations: s.Annotations, Data: s.Values()})
 		}
 		return out, nil
 	}

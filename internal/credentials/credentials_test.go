@@ -70,9 +70,9 @@ func TestFromSecrets(t *testing.T) {
 			typ: steps.CredentialsImage, url: "redis", want: "hub"},
 		{reason: "Helm repositories in registries", byNS: map[string][]Secret{"demo": {secret("a", "helm", login("ghcr.io/a/charts", "helm"))}},
 			typ: steps.CredentialsHelm, url: "oci://ghcr.io/a/charts", want: "helm"},
-		{reason: "a token exchange is not anonymous access", byNS: map[string][]Secret{"demo": {secret("app", "git", map[string]string{
-			"repoURL": "https://github.com/a/b", "githubAppID": "1", "githubAppInstallationID": "2", "githubAppPrivateKey": "PEM"})}},
-			typ: steps.CredentialsGit, url: "https://github.com/a/b", err: `cannot use Secret "app" in namespace "demo"`},
+		{reason: "a token exchange is not anonymous access", byNS: map[string][]Secret{"demo": {secret("ecr", "image", map[string]string{
+			"repoURL": "1.dkr.ecr.x.amazonaws.com/a", "awsAccessKeyID": "1", "awsSecretAccessKey": "2"})}},
+			typ: steps.CredentialsImage, url: "1.dkr.ecr.x.amazonaws.com/a", err: `cannot use Secret "ecr" in namespace "demo"`},
 	} {
 		list := func(_ context.Context, namespace string) ([]Secret, error) { return tc.byNS[namespace], nil }
 		got, err := FromSecrets(list, tc.opts).Get(t.Context(), "demo", tc.typ, tc.url)

@@ -4,9 +4,11 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/http"
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/stepd/stepd/internal/repourl"
 	"github.com/stepd/stepd/steps"
@@ -17,8 +19,8 @@ const TypeLabel = "kargo.akuity.io/cred-type"
 
 // Secret is a Kubernetes Secret.
 type Secret struct {
-	Name   string
-	Labels map[string]string
+	Name                string
+	Labels, Annotations map[string]string
 	// Data is decoded.
 	Data map[string][]byte
 }
@@ -31,6 +33,8 @@ type SecretOptions struct {
 	// AllowHTTP gives credentials to http:// URLs too (Kargo's
 	// ALLOW_CREDENTIALS_OVER_HTTP).
 	AllowHTTP bool
+	// Client exchanges GitHub Apps' keys for tokens; nil is one with a timeout.
+	Client *http.Client
 }
 
 // FromSecrets finds credentials in the Secrets that list returns for a
@@ -39,15 +43,20 @@ type SecretOptions struct {
 // or as a regular expression; no second choice if that one holds nothing
 // usable. Nil is anonymous access.
 //
-// A matching Secret for a cloud provider's token exchange, which this package
-// does not do, is an error rather than anonymous access.
+// A GitHub App's key is exchanged for a token. A matching Secret for a cloud
+// provider's token exchange, which this package does not do, is an error rather
+// than anonymous access.
 func FromSecrets(list func(ctx context.Context, namespace string) ([]Secret, error), o SecretOptions) steps.CredentialSource {
-	return &secrets{list: list, SecretOptions: o}
+	if o.Client == nil {
+		o.Client = &http.Client{Timeout: 30 * time.Second}
+	}
+	return &secrets{list: list, SecretOptions: o, apps: gitHubApps{client: o.Client}}
 }
 
 type secrets struct {
 	SecretOptions
 	list func(context.Context, string) ([]Secret, error)
+	apps gitHubApps
 }
 
 func (s *secrets) Get(ctx context.Context, project string, typ steps.CredentialType, repoURL string) (*steps.Credentials, error) {
@@ -63,7 +72,7 @@ func (s *secrets) Get(ctx context.Context, project string, typ steps.CredentialT
 			return nil, fmt.Errorf("cannot list the credential Secrets of namespace %q: %w", namespace, err)
 		}
 		if secret := match(found, typ, repoURL); secret != nil {
-			return use(namespace, secret, typ, repoURL)
+			return s.use(ctx, project, namespace, secret, typ, repoURL)
 		}
 	}
 	return nil, nil
@@ -108,22 +117,22 @@ func normalise(typ steps.CredentialType, url string) string {
 }
 
 // use reads a matching Secret's credentials in the order of Kargo's providers.
-func use(namespace string, secret *Secret, typ steps.CredentialType, repoURL string) (*steps.Credentials, error) {
+func (s *secrets) use(ctx context.Context, project, namespace string, secret *Secret, typ steps.CredentialType, repoURL string) (*steps.Credentials, error) {
 	data := func(key string) string { return string(secret.Data[key]) }
 	isHTTP := strings.HasPrefix(repoURL, "http://") || strings.HasPrefix(repoURL, "https://")
 	switch {
 	case data("username") != "" && data("password") != "":
 		return &steps.Credentials{Username: data("username"), Password: data("password")}, nil
 	case typ != steps.CredentialsGit && (data("awsAccessKeyID") != "" || data("gcpServiceAccountKey") != ""):
-		return nil, unsupported(namespace, secret, "a cloud provider's registry token")
-	case typ == steps.CredentialsGit && isHTTP && data("githubAppInstallationID") != "" && data("githubAppPrivateKey") != "":
-		return nil, unsupported(namespace, secret, "a GitHub App's installation token")
+		return nil, fmt.Errorf("cannot use Secret %q in namespace %q: it asks for a cloud provider's token, which stepd does not exchange; give it a username and a password", secret.Name, namespace)
+	case typ == steps.CredentialsGit && isHTTP && isGitHubApp(secret):
+		found, err := s.apps.get(ctx, project, secret, repoURL)
+		if err != nil {
+			return nil, fmt.Errorf("cannot use the GitHub App in Secret %q in namespace %q: %w", secret.Name, namespace, err)
+		}
+		return found, nil
 	case typ == steps.CredentialsGit && data("sshPrivateKey") != "":
 		return &steps.Credentials{SSHPrivateKey: data("sshPrivateKey")}, nil
 	}
 	return nil, nil
-}
-
-func unsupported(namespace string, secret *Secret, what string) error {
-	return fmt.Errorf("cannot use Secret %q in namespace %q: it asks for %s, which has to be exchanged first; give it a username and a password", secret.Name, namespace, what)
 }
