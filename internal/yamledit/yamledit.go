@@ -51,6 +51,9 @@ type Options struct {
 	File string
 	// CreateKeys adds mapping keys that are missing on a path.
 	CreateKeys bool
+	// SharedAnchors permits edits below an anchor that aliases refer to, which
+	// then change with it. Otherwise such an edit is refused.
+	SharedAnchors bool
 }
 
 // Change reports what an Update did.
@@ -188,7 +191,7 @@ func editOne(src []byte, doc int, u Update, opts Options) ([]byte, Change, error
 			return nil, Change{}, at.problem
 		}
 	}
-	if p := s.shared(root, at.trail); p != nil {
+	if p := s.shared(root, at.trail); p != nil && !opts.SharedAnchors {
 		p.Key = u.Key
 		return nil, Change{}, p
 	}

@@ -83,7 +83,7 @@ func updateYAML(log *slog.Logger, src []byte, path string, updates []yamledit.Up
 		return out, nil
 	}
 	log.Warn("yaml-update of Kargo would damage this file; the values are set without that", slog.String("path", path))
-	out, _, err = yamledit.Edit(src, 0, updates, yamledit.Options{File: path})
+	out, _, err = yamledit.Edit(src, 0, updates, yamledit.Options{File: path, SharedAnchors: true})
 	return out, err
 }
 
@@ -207,9 +207,9 @@ func warnOfRetyping(log *slog.Logger, out []byte, path string, updates []yamledi
 			continue
 		}
 		got, err := yamledit.Get(out, 0, u.Key, yamledit.Options{File: path})
-		if err == nil && want.Kind == yamledit.String && !got.Equal(want) {
+		if want.Kind == yamledit.String && (err != nil || !got.Equal(want)) {
 			log.Warn("yaml-update writes this string without quotes, as Kargo does, and YAML reads something else",
-				slog.String("path", path), slog.String("key", u.Key), slog.String("wanted", want.String()), slog.String("reads", got.String()))
+				slog.String("path", path), slog.String("key", u.Key), slog.String("wanted", want.String()))
 		}
 	}
 }

@@ -62,13 +62,22 @@ func FuzzYAMLUpdate(f *testing.F) {
 			}
 			return strings.Join(parts, "\x00")
 		}
+		isNamed := func(path string) bool {
+			path = canonical(path)
+			for n := range named {
+				if path == n || strings.HasPrefix(path, n+"\x00") { // a bare {a} is a mapping
+					return true
+				}
+			}
+			return false
+		}
 		for path, v := range before {
-			if w, ok := after[path]; !named[canonical(path)] && (!ok || v != w) {
+			if w, ok := after[path]; !isNamed(path) && (!ok || v != w) {
 				t.Fatalf("%q → %q: %q changed from %q to %q", src, out, path, v, w)
 			}
 		}
 		for path := range after {
-			if _, ok := before[path]; !ok && !named[canonical(path)] {
+			if _, ok := before[path]; !ok && !isNamed(path) {
 				t.Fatalf("%q → %q: %q appeared", src, out, path)
 			}
 		}

@@ -38,6 +38,8 @@ func TestYAMLUpdate(t *testing.T) {
 		"line breaks": {"Kargo would write another key", "a: x\n", sets{set("a", "v\nadmin: yes")}, "a: \"v\\nadmin: yes\"\n", "- a: v\nadmin: yes"},
 		"mapping":     {"Kargo would write another mapping", "a: x\n", sets{set("a", "b: c")}, "a: \"b: c\"\n", "- a: b: c"},
 		"anchor":      {"Kargo's line loses an unused anchor", "a: &x old\n", sets{set("a", "new")}, "a: new\n", "- a: new"},
+		"used anchor": {"Kargo would leave the alias dangling", "a: &x old\nb: *x\n", sets{set("a", "new")}, "a: &x new\nb: *x\n", "- a: new"},
+		"object":      {"an object is written as JSON", "a: x # c\n", sets{set("a", map[string]any{"k": []any{1, "x"}})}, "a: {\"k\":[1,\"x\"]}\n", `- a: {"k":[1,"x"]}`},
 		"documents":   {"only the first document", "a: x\n---\na: x\n", sets{set("a", "z")}, "a: z\n---\na: x\n", "- a: z"},
 	}
 	for name, tc := range cases {
@@ -65,7 +67,6 @@ func TestYAMLUpdateErrors(t *testing.T) {
 		"index":    {"Kargo panics here", "a: [1]\n", "a.1", outcome{steps.Errored, false, "outside the sequence"}},
 		"negative": {"and here", "a: [1]\n", "a.-1", outcome{steps.Errored, false, "index"}},
 		"alias":    {"aliases are not addressable", "a: &x 1\nb: *x\n", "b", outcome{steps.Errored, false, "alias"}},
-		"used":     {"the alias would dangle", "a: &x 1\nb: *x\n", "a", outcome{steps.Errored, false, "used again"}},
 		"key":      {"key syntax", "a: 1\n", "a..b", outcome{steps.Errored, false, "empty key part in key"}},
 		"syntax":   {"not YAML", "a: [\n", "a", outcome{steps.Errored, false, "cannot parse v.yaml"}},
 	}
