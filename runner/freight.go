@@ -297,7 +297,7 @@ func (r *resolver) collectFreight(target *kargoapi.Freight) {
 	}
 	if target != nil {
 		r.p.TargetFreight = target.Reference()
-		r.p.TargetFreightAlias = alias(target)
+		r.p.TargetFreightAlias = target.Alias
 		items[target.Origin.String()] = r.p.TargetFreight
 	}
 	names := make([]string, 0, len(items))

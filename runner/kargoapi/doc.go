@@ -14,7 +14,8 @@ package kargoapi
 
 // Group and version of Kargo's own kinds.
 const (
-	GroupVersion = "kargo.akuity.io/v1alpha1"
+	Group        = "kargo.akuity.io"
+	GroupVersion = Group + "/v1alpha1"
 	CoreVersion  = "v1"
 )
 

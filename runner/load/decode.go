@@ -24,6 +24,12 @@ const maxListDepth = 4
 func (l *loader) part(file string, index int, p part) bool {
 	text, err := k8syaml.YAMLToJSONStrict(p.text)
 	if err != nil {
+		if l.found {
+			l.set.Warnings = append(l.set.Warnings, Warning{
+				Position: Position{File: file, Line: p.line + 1}, Message: "not valid YAML, and nothing of Kargo's; ignored",
+			})
+			return true
+		}
 		l.syntax(file, p, err)
 		return true
 	}
@@ -62,7 +68,9 @@ func (l *loader) document(d *Document, depth int) {
 	}
 	obj := kargoapi.New(d.APIVersion, d.Kind)
 	if obj == nil {
-		l.set.Warnings = append(l.set.Warnings, Warning{Position: d.Position(""), Message: unknownKind(d)})
+		if !l.found || d.Kind != "" {
+			l.set.Warnings = append(l.set.Warnings, Warning{Position: d.Position(""), Message: unknownKind(d)})
+		}
 		l.set.Documents = append(l.set.Documents, d)
 		return
 	}

@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/stepd/stepd/runner/kargoapi"
 )
 
 // Limits on what is read, so that a hostile tree cannot exhaust memory.
@@ -19,9 +21,13 @@ const (
 )
 
 // Documents loads the documents of files, directories (recursively: *.yaml,
-// *.yml and *.json, hidden directories left out) and "-", which is stdin. It
-// returns what it could read even when the error, of type Errors, is not nil.
-// Only ctx's own error is returned as it is.
+// *.yml and *.json, hidden directories left out) and "-", which is stdin. A
+// file that is only found in a directory may be something else altogether,
+// such as a Helm template: it is ignored, with a warning if it is no YAML,
+// unless it mentions Kargo's API group.
+//
+// What could be read is returned even when the error, of type Errors, is not
+// nil. Only ctx's own error is returned as it is.
 func Documents(ctx context.Context, paths []string, stdin io.Reader) (*Set, error) {
 	l := &loader{set: &Set{}, seen: map[string]bool{}}
 	for _, p := range paths {
@@ -50,6 +56,8 @@ type loader struct {
 	errs Errors
 	// seen keeps a file that is named twice from being loaded twice.
 	seen map[string]bool
+	// found says that the file at hand was found in a directory, not named.
+	found bool
 }
 
 func (l *loader) fail(file string, err error) {
@@ -100,7 +108,9 @@ func (l *loader) directory(ctx context.Context, dir string) error {
 			switch strings.ToLower(filepath.Ext(path)) {
 			case ".yaml", ".yml", ".json":
 				if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
+					l.found = true
 					l.file(path)
+					l.found = false
 				}
 			}
 		}
@@ -147,6 +157,8 @@ func (l *loader) read(file string, r io.Reader) {
 
 func (l *loader) text(file string, text []byte) {
 	text = bytes.TrimPrefix(text, []byte("\ufeff"))
+	// Only a file that was named, or speaks of Kargo, has to be understood.
+	l.found = l.found && !bytes.Contains(text, []byte(kargoapi.Group))
 	index := 0
 	for _, part := range split(text) {
 		if len(l.set.Documents) >= maxDocuments {

@@ -210,6 +210,20 @@ func TestFilesAndDirectories(t *testing.T) {
 	if d := cmp.Diff([]string{"a.yml t2", "b/task.yaml t", "c.json m"}, got); d != "" {
 		t.Error(d)
 	}
+	write("chart/templates/x.yaml", "a: {{ .Values.x }}\nb: [\n")
+	write("chart/values.yaml", "replicas: 3\n")
+	chart := filepath.Join(dir, "chart")
+	set, err = load.Documents(t.Context(), []string{chart}, nil)
+	if err != nil || len(set.Warnings) != 1 || len(set.Documents) != 1 {
+		t.Errorf("%v, %v: want a warning about a template that was come across", err, set.Warnings)
+	}
+	if _, err = load.Documents(t.Context(), []string{filepath.Join(chart, "templates", "x.yaml")}, nil); err == nil {
+		t.Error("a template that was named is accepted")
+	}
+	write("chart/templates/x.yaml", "apiVersion: kargo.akuity.io/v1alpha1\nb: [\n")
+	if _, err = load.Documents(t.Context(), []string{chart}, nil); err == nil {
+		t.Error("a broken file that speaks of Kargo is accepted")
+	}
 	set, err = load.Documents(t.Context(), []string{filepath.Join(dir, "empty")}, nil)
 	if err != nil || len(set.Warnings) != 1 {
 		t.Errorf("%v, %v: want a warning about a folder without documents", err, set.Warnings)
