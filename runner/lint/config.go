@@ -34,6 +34,7 @@ func (c *docLinter) config(step *kargoapi.PromotionStep, at string, s *scope) {
 		return
 	}
 	c.verified(config, at, s)
+	c.surprises(step, config, at)
 	schema, err := c.schema(reg.Name, reg.ConfigSchema)
 	if err != nil {
 		c.report(Error, "config", at+"/uses", "this is a fault of the step", "cannot compile the schema of step %q: %v", step.Uses, err)
@@ -75,6 +76,25 @@ func (c *docLinter) verified(config map[string]any, at string, s *scope) {
 		remedy = "there is " + strings.Join(candidates, ", ")
 	}
 	c.report(Error, "unverified", at+"/config/verified", remedy, "no oci-download-verified step %q runs before this one", alias)
+}
+
+// surprises warns about configs that are valid and do what few people expect.
+func (c *docLinter) surprises(step *kargoapi.PromotionStep, config map[string]any, at string) {
+	switch step.Uses {
+	case "http":
+		if config["successExpression"] == nil && config["failureExpression"] == nil && (step.Retry == nil || step.Retry.Timeout == nil) {
+			c.report(Warning, "endless-poll", at+"/config", "set failureExpression: response.status >= 400, or retry.timeout",
+				"without expressions, an answer that is not 2xx makes Kargo send the request again for ever")
+		}
+	case "git-commit":
+		if config["author"] != nil {
+			c.report(Warning, "deprecated", at+"/config/author", "set the author in git-clone", "Kargo plans to remove git-commit's author")
+		}
+	case "git-clone":
+		if url, _ := config["repoURL"].(string); strings.HasPrefix(url, "ssh://") || strings.HasPrefix(url, "git@") {
+			c.report(Warning, "deprecated", at+"/config/repoURL", "use the https:// URL", "Kargo plans to remove SSH URLs")
+		}
+	}
 }
 
 // decodeConfig returns a step's config as plain values; ok is false if it is no

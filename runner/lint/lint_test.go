@@ -246,7 +246,30 @@ func TestFindings(t *testing.T) {
   - {uses: fail, if: "not ${{ false }}"}
   - {uses: fail, if: "${{ failure() }}"}
 `),
-			want: []string{"7:22 error condition: plain text", "8:22 error condition: not a number", "10:22 warning condition"},
+			want: []string{
+				"7:22 error condition: plain text", "8:22 error condition: not a number",
+				"9:22 warning condition: also runs after an earlier one failed", "10:22 warning condition",
+			},
+		},
+		"ConditionsAndFailure": {
+			reason: "an if takes the place of the check for success; the first step has nothing before it",
+			text: task("{name: go, value: \"true\"}", `  - {uses: fail, as: a, if: "${{ vars.go }}"}
+  - {uses: fail, if: "${{ vars.go }}"}
+  - {uses: fail, if: "${{ vars.go && success() }}"}
+  - {uses: fail, if: "${{ status('a') == 'Failed' }}"}
+  - {uses: fail, if: "${{ false }}"}
+`),
+			want: []string{"8:22 warning condition: success() &&"},
+		},
+		"Surprises": {
+			reason: "valid, and not what it looks like",
+			text: task("", `  - {uses: http, config: {url: "https://h"}}
+  - {uses: http, retry: {timeout: 5m}, config: {url: "https://h"}}
+  - {uses: http, config: {url: "https://h", successExpression: "response.status == 200"}}
+  - {uses: git-clone, config: {repoURL: "git@h:r.git", checkout: [{branch: main, path: a}]}}
+  - {uses: git-commit, config: {path: a, message: m, author: {name: a, email: a@b.c}}}
+`),
+			want: []string{"7:18 warning endless-poll: failureExpression", "10:32 warning deprecated: SSH", "11:54 warning deprecated: author"},
 		},
 		"StructInVariable": {
 			reason: "in a variable a struct has JSON keys",

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -203,24 +204,57 @@ func (c *docLinter) condition(text, at string, s *scope) {
 	if err != nil {
 		return
 	}
-	if len(pieces) != 1 {
-		for _, p := range pieces {
-			if !p.Code && strings.TrimSpace(p.Text) != "" {
-				c.reportAt(Warning, "condition", c.doc.ValuePosition(at), at, "put the whole condition into one expression", "the text around the expression becomes part of the condition")
-				return
-			}
-		}
+	if !wholeExpression(pieces) {
+		c.reportAt(Warning, "condition", c.doc.ValuePosition(at), at, "put the whole condition into one expression", "the text around the expressions becomes part of the condition")
 		return
 	}
-	out := c.code.compile(pieces[0].Text, true)
-	if out.err == nil && out.typ != nil {
-		switch out.typ.Kind() {
-		case reflect.Bool, reflect.String, reflect.Interface, reflect.Pointer:
-		default:
-			c.reportAt(Error, "condition", c.doc.ValuePosition(at), at, "compare it with something", "`if` must yield a bool, not %s", kindName(out.typ))
-		}
+	i := slices.IndexFunc(pieces, func(p expr.Piece) bool { return p.Code })
+	out := c.code.compile(pieces[i].Text, true)
+	switch {
+	case out.tree == nil:
+	case out.typ != nil && neverBool(out.typ):
+		c.reportAt(Error, "condition", c.doc.ValuePosition(at), at, "compare it with something", "`if` must yield a bool, not %s", kindName(out.typ))
+	case s.index > 0 && !asksForStatus(out.tree):
+		c.reportAt(Warning, "condition", c.doc.ValuePosition(at), at, "write success() && … (or always() && … if that is meant)",
+			"an `if` takes the place of the check for success: this step also runs after an earlier one failed")
 	}
 }
+
+// neverBool tells whether no value of a type is a bool, nor text that reads like
+// one.
+func neverBool(t reflect.Type) bool {
+	switch t.Kind() {
+	case reflect.Bool, reflect.String, reflect.Interface, reflect.Pointer:
+		return false
+	}
+	return true
+}
+
+// asksForStatus tells whether a condition looks at the outcome of other steps, or
+// is the constant false.
+func asksForStatus(n ast.Node) bool {
+	if b, ok := n.(*ast.BoolNode); ok {
+		return !b.Value
+	}
+	found := false
+	ast.Walk(&n, visitor(func(n ast.Node) {
+		switch n := n.(type) {
+		case *ast.CallNode:
+			switch identifierName(n.Callee) {
+			case "success", "failure", "always", "status":
+				found = true
+			}
+		case *ast.IdentifierNode:
+			found = found || n.Value == "stepMetas"
+		}
+	}))
+	return found
+}
+
+type visitor func(ast.Node)
+
+// Visit implements ast.Visitor.
+func (v visitor) Visit(n *ast.Node) { v(*n) }
 
 func kindName(t reflect.Type) string {
 	switch t.Kind() {
