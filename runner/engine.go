@@ -18,8 +18,7 @@ import (
 
 // Engine runs promotions the way Kargo v1.11.2's local orchestrator does
 // (pkg/promotion/local_orchestrator.go). The zero value of an optional field
-// leaves the feature out. One Engine may run several promotions at once, if its
-// Data, Clock, Observer and Redactor allow it.
+// leaves the feature out.
 type Engine struct {
 	// Registry knows the kinds of step. Required.
 	Registry *Registry

@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/stepd/stepd/runner/expr"
 	"github.com/stepd/stepd/runner/kargoapi"
+	"github.com/stepd/stepd/runner/load"
 	"github.com/stepd/stepd/steps"
 )
 
@@ -162,6 +164,160 @@ func (r *pass) context(ctx context.Context, step *Step) (*steps.Context, error) 
 	return sc, nil
 }
 
+// limits returns a step's own retry policy, filled up from its registration.
+func limits(step *Step, reg *registered) (timeout time.Duration, threshold uint32) {
+	timeout, threshold = reg.DefaultTimeout, reg.DefaultErrorThreshold
+	if step.Retry != nil {
+		if step.Retry.Timeout != nil {
+			timeout = step.Retry.Timeout.Duration
+		}
+		if step.Retry.ErrorThreshold > 0 {
+			threshold = step.Retry.ErrorThreshold
+		}
+	}
+	return timeout, threshold
+}
+
+// attempt runs a step once, wrapped, and words its error as Kargo's executor
+// does (pkg/promotion/local_step_executor.go).
+func (r *pass) attempt(
+	ctx context.Context, step *Step, reg *registered, sc *steps.Context,
+	timeout time.Duration, m kargoapi.StepExecutionMetadata,
+) (steps.Result, error) {
+	schema, err := reg.schema()
+	if err != nil {
+		return steps.Result{Status: steps.Errored}, steps.Terminal(err)
+	}
+	// Kargo lets an attempt run as long as it likes and looks at the clock
+	// afterwards. Here it is stopped when time is up; one that starts late, as
+	// a last retry may, has the full time once more.
+	limit := timeout
+	if left := timeout - r.Clock.Now().Sub(*m.StartedAt); left > 0 {
+		limit = left
+	}
+	runner := steps.RunnerFunc(func(ctx context.Context, sc *steps.Context) (steps.Result, error) {
+		return reg.New(r.grant(reg.RequiredCapabilities)).Run(ctx, sc)
+	})
+	res, err := Redacted(Recovered(Limited(Validated(runner, reg.Name, schema), limit), r.log), r.Redactor).Run(ctx, sc)
+	switch {
+	case err == nil:
+	case res.Status == steps.Errored:
+		err = fmt.Errorf("error running step %q: %w", step.As, err)
+	default:
+		err = fmt.Errorf("step %q: %w", step.As, err)
+	}
+	return res, err
+}
+
+// grant returns the objects behind declared capabilities, and nothing else.
+func (r *pass) grant(declared []steps.Capability) steps.Capabilities {
+	var caps steps.Capabilities
+	for _, c := range declared {
+		switch c {
+		case steps.AccessCredentials:
+			caps.Credentials = r.Capabilities.Credentials
+		case steps.AccessGitUser:
+			caps.GitUser = r.Capabilities.GitUser
+		}
+	}
+	return caps
+}
+
+// store puts a step's output into the state, whatever became of the step: an
+// attempt that fails replaces the output of an earlier one.
+func (r *pass) store(step *Step, reg *registered, res *steps.Result) {
+	shaped, err := shape(res.Output)
+	if err != nil {
+		*res = steps.Result{Status: res.Status, Message: res.Message, HealthCheck: res.HealthCheck, RetryAfter: res.RetryAfter}
+		r.log.Warn("the step's output is dropped: it cannot be stored as JSON", "step", step.As, "error", err)
+	}
+	output, _ := shaped.(map[string]any)
+	r.state[step.As] = output
+	ns, inTask := expr.TaskNamespace(step.As)
+	if !inTask || len(output) == 0 {
+		return
+	}
+	for _, c := range reg.RequiredCapabilities {
+		if c != steps.TaskOutputPropagation {
+			continue
+		}
+		shared, _ := r.state[ns].(map[string]any)
+		merged := make(map[string]any, len(shared)+len(output))
+		for k, v := range shared {
+			merged[k] = v
+		}
+		for k, v := range output {
+			merged[k] = deepCopy(v)
+		}
+		r.state[ns] = merged
+	}
+}
+
+// settle reconciles an attempt's result and error and decides whether the step
+// is done. If it is not, the error is that of an attempt to be repeated.
+func (r *pass) settle(
+	step *Step, m *kargoapi.StepExecutionMetadata, res steps.Result, err error,
+	timeout time.Duration, threshold uint32,
+) (done bool, retryErr error) {
+	m.Status, m.Message = res.Status, res.Message
+	if err == nil && res.Status == steps.Errored {
+		details := res.Message
+		if details == "" {
+			details = "no details provided"
+		}
+		err = fmt.Errorf("step %q errored: %s", step.As, details)
+	}
+	if err != nil {
+		if m.Status != steps.Failed {
+			m.Status = steps.Errored
+		}
+		m.Message = err.Error()
+	}
+	r.errs[step.As] = err
+	timedOut := timeout > 0 && r.Clock.Now().Sub(*m.StartedAt) > timeout
+	cutOff := errors.Is(err, errAttemptTimeout)
+	switch {
+	case err == nil && (m.Status == steps.Succeeded || m.Status == steps.Skipped):
+		r.finishedNow(m)
+		return true, nil
+	case err != nil && steps.IsTerminal(err):
+		if m.Status == steps.Failed {
+			r.finishedNow(m)
+			return true, nil
+		}
+		r.finish(m, steps.Errored, fmt.Errorf("an unrecoverable error occurred: %w", err))
+		return true, nil
+	case err != nil && !cutOff:
+		m.ErrorCount++
+		if m.ErrorCount >= threshold {
+			r.finish(m, m.Status, fmt.Errorf("step %q met error threshold of %d: %w", step.As, threshold, err))
+			return true, nil
+		}
+	}
+	switch {
+	case timedOut || cutOff:
+		msg := fmt.Errorf("step %q timed out after %s", step.As, timeout)
+		r.finish(m, steps.Errored, msg)
+		if err != nil {
+			r.errs[step.As] = &timeoutError{msg.Error(), err}
+		}
+		return true, nil
+	case err != nil:
+		m.Message += "; step will be retried"
+		return false, err
+	}
+	return false, nil // Running, or Failed or Aborted without an error: polled
+}
+
+// timeoutError has Kargo's words and the chain of the last attempt's error.
+type timeoutError struct {
+	text string
+	err  error
+}
+
+func (e *timeoutError) Error() string { return e.text }
+func (e *timeoutError) Unwrap() error { return e.err }
+
 func (r *pass) finishedNow(m *kargoapi.StepExecutionMetadata) {
 	now := r.Clock.Now()
 	m.FinishedAt = &now
@@ -229,6 +385,80 @@ func (r *pass) outcomeOf(step *Step, m kargoapi.StepExecutionMetadata) StepOutco
 		StartedAt: m.StartedAt, FinishedAt: m.FinishedAt, ErrorCount: m.ErrorCount,
 		Output: output, Err: r.errs[m.Alias], Hints: hints(step, r.errs[m.Alias]),
 	}
+}
+
+// hints says what Kargo's wording of an error leaves out.
+func hints(step *Step, err error) []string {
+	if err == nil {
+		return nil
+	}
+	var out []string
+	add := func(at load.Position, parts ...string) {
+		if at.Line > 0 {
+			parts = append([]string{at.String()}, parts...)
+		}
+		out = append(out, strings.Join(parts, ": "))
+	}
+	if e, ok := errors.AsType[*ConfigError](err); ok {
+		for _, v := range e.Violations {
+			pointer := v.Pointer
+			if v.Property != "" {
+				pointer += load.Pointer(v.Property)
+			}
+			parts := []string{v.Message}
+			if v.Hint != "" {
+				parts = append(parts, v.Hint)
+			}
+			add(step.Position("/config"+pointer), parts...)
+		}
+	}
+	if e, ok := errors.AsType[*UnknownKindError](err); ok && len(e.Near) > 0 {
+		add(step.Position("/uses"), "did you mean "+strings.Join(e.Near, ", ")+"?")
+	}
+	if e, ok := errors.AsType[*expr.HintedError](err); ok {
+		add(step.Position(""), e.Hint)
+	}
+	if e, ok := errors.AsType[*expr.UnreadableConfigError](err); ok {
+		add(step.Position("/config"), e.Error())
+	}
+	return out
+}
+
+// severity orders statuses from harmless to bad (pkg/promotion/orchestrator.go).
+func severity(s steps.Status) int {
+	switch s {
+	case steps.Succeeded:
+		return 0
+	case steps.Skipped:
+		return 1
+	case steps.Running:
+		return 2
+	case steps.Aborted:
+		return 3
+	case steps.Failed:
+		return 4
+	}
+	return 5
+}
+
+// finalPhase is made of the worst status among steps that do not continue on
+// error, and the message of the first step that has it.
+func finalPhase(metas []kargoapi.StepExecutionMetadata) (kargoapi.PromotionPhase, string) {
+	worst, message := steps.Succeeded, ""
+	for _, m := range metas {
+		if !m.ContinueOnError && severity(m.Status) > severity(worst) {
+			worst, message = m.Status, m.Message
+		}
+	}
+	switch worst {
+	case steps.Succeeded, steps.Skipped:
+		return kargoapi.PromotionSucceeded, message
+	case steps.Aborted:
+		return kargoapi.PromotionAborted, message
+	case steps.Failed:
+		return kargoapi.PromotionFailed, message
+	}
+	return kargoapi.PromotionErrored, message
 }
 
 // UnknownKindError says that no step of a kind is registered.

@@ -47,11 +47,14 @@ type edges struct {
 type edgeFlags struct {
 	allowHTTP               []string
 	kubeconfig, kubeContext string
+	plugins                 pluginFlags
 }
 
 func (f *edgeFlags) add(fl *pflag.FlagSet) {
 	fl.StringArrayVar(&f.allowHTTP, "allow-http", nil, "in a dry run, really send GET and HEAD requests of http steps to URLs below this one (repeatable)")
 	fl.StringVar(&f.kubeconfig, "kubeconfig", "", "with --live: the cluster whose Argo CD Applications are synced (default: syncs are recorded)")
+	f.plugins.add(fl)
+	fl.BoolVar(&f.plugins.debug, "debug-plugin", false, "say how to attach a debugger to each plugin, and use those that $STEPD_REATTACH_PLUGINS says run already")
 	fl.StringVar(&f.kubeContext, "kube-context", "", "context of --kubeconfig (default: its current one)")
 }
 
@@ -146,7 +149,14 @@ func newEdges(a *app, f edgeFlags, live bool, set *load.Set, resources builtin.R
 			Secrets:   a.redactor.Secrets(documentSecrets{set}),
 		}),
 	)
-	registry, err := runner.NewRegistry(regs...)
+	// A plugin has edges of its own, so in a dry run it has no network.
+	f.plugins.noNetwork = !live
+	fromPlugins, host, err := f.plugins.open(a.log())
+	if err != nil {
+		return nil, err
+	}
+	e.closers = append(e.closers, func() error { host.Close(); return nil })
+	registry, err := runner.NewRegistry(append(regs, fromPlugins...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -218,5 +228,9 @@ func stepKinds() (*runner.Registry, error) {
 		reg.ConfigSchema, _ = schemas.Config(kind)
 		regs = append(regs, reg)
 	}
-	return runner.NewRegistry(regs...)
+	fromPlugins, err := installedSteps()
+	if err != nil {
+		return nil, err
+	}
+	return runner.NewRegistry(append(regs, fromPlugins...)...)
 }

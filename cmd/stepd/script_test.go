@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"flag"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,13 +13,18 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/stepd/stepd/plugin"
+	"github.com/stepd/stepd/steps"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files inside the scripts")
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
-		"stepd": func() { os.Exit(Main()) },
+		"stepd":            func() { os.Exit(Main()) },
+		"stepd-step-hello": func() { plugin.Serve(hello()) },
+		"stepd-step-other": func() { plugin.Serve(hello()) },
 	})
 }
 
@@ -28,13 +35,19 @@ func TestScripts(t *testing.T) {
 		Dir:           "testdata",
 		UpdateScripts: *update,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exit": exitCodeIs, "notimes": withoutTimes,
+			"exit": exitCodeIs, "notimes": withoutTimes, "append": appendByte,
 		},
 		Setup: func(env *testscript.Env) error {
-			for _, name := range []string{"XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "DOCKER_CONFIG"} {
+			for _, name := range []string{"XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "DOCKER_CONFIG"} {
 				env.Setenv(name, filepath.Join(env.WorkDir, ".home", name))
 			}
 			env.Setenv("HOME", filepath.Join(env.WorkDir, ".home"))
+			// This test binary is also a plugin, under that name.
+			program, err := os.Executable()
+			if err != nil {
+				return err
+			}
+			env.Setenv("PROGRAM", program)
 			env.Setenv("GIT_USERNAME", "")
 			env.Setenv("GIT_PASSWORD", "")
 			return os.MkdirAll(filepath.Join(env.WorkDir, ".home"), 0o700)
@@ -66,4 +79,37 @@ var timestamp = regexp.MustCompile(`"\d{4}-\d\d-\d\dT[0-9:.]+Z"`)
 func withoutTimes(ts *testscript.TestScript, _ bool, args []string) {
 	text := timestamp.ReplaceAllString(ts.ReadFile("stdout"), `"<time>"`)
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(text), 0o600))
+}
+
+// hello is the step of a plugin. It greets, and tells whether it can reach a
+// network.
+func hello() steps.Registration {
+	return steps.Registration{
+		Name: "hello",
+		New: func(steps.Capabilities) steps.Runner {
+			return steps.RunnerFunc(func(_ context.Context, sc *steps.Context) (steps.Result, error) {
+				name, _ := sc.Config["name"].(string)
+				sc.Log.Info("greeting", "name", name)
+				err := os.WriteFile(filepath.Join(sc.WorkDir, "hello.txt"), []byte("Hello, "+name+"\n"), 0o600)
+				_, network := net.Dial("udp", "127.0.0.1:9")
+				return steps.Result{
+					Status: steps.Succeeded,
+					Output: map[string]any{"greeting": "Hello, " + name, "network": network == nil, "lines": "one\ntwo", "n": 3},
+				}, err
+			})
+		},
+		ConfigSchema: []byte(`{
+			"type": "object", "additionalProperties": false, "required": ["name"],
+			"properties": {"name": {"type": "string", "description": "Whom to greet.", "examples": ["world"]}}
+		}`),
+		Metadata: steps.Metadata{RequiredCapabilities: []steps.Capability{steps.AccessGitUser}},
+	}
+}
+
+// appendByte changes a file by one byte.
+func appendByte(ts *testscript.TestScript, _ bool, args []string) {
+	f, err := os.OpenFile(ts.MkAbs(args[0]), os.O_APPEND|os.O_WRONLY, 0)
+	ts.Check(err)
+	_, err = f.WriteString("x")
+	ts.Check(errors.Join(err, f.Close()))
 }

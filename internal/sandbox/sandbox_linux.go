@@ -60,20 +60,40 @@ func Start(cmd *exec.Cmd, p Policy) (*Process, error) {
 
 	proc := &Process{cmd: cmd, exited: make(chan struct{})}
 	started := make(chan error, 1)
-	go func() {
-		// Never unlocked: the restricted thread ends with this goroutine.
-		runtime.LockOSThread()
+	onThread(func() {
 		if err := proc.start(p); err != nil {
 			started <- err
 			return
 		}
 		started <- nil
 		proc.wait()
-	}()
+	})
 	if err := <-started; err != nil {
 		return nil, fmt.Errorf("cannot start %s: %w", cmd.Args[0], err)
 	}
 	return proc, nil
+}
+
+// onThread runs f on a thread that nothing else runs on and that ends with f.
+// It is never the main thread: what the kernel asks about this process, such
+// as whether the child may signal or trace it, it asks about that one.
+func onThread(f func()) {
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() != unix.Getpid() {
+			f()
+			return // still locked, which ends the thread
+		}
+		// While this goroutine holds the main thread, another cannot get it.
+		elsewhere := make(chan struct{})
+		go func() {
+			runtime.LockOSThread()
+			close(elsewhere)
+			f()
+		}()
+		<-elsewhere
+		runtime.UnlockOSThread()
+	}()
 }
 
 // Pid is the process id, also after the process has ended.
@@ -102,6 +122,11 @@ func (p *Process) start(policy Policy) error {
 	}
 	if err := restrictThread(policy); err != nil {
 		return fmt.Errorf("landlock: %w", err)
+	}
+	if policy.NoNetwork {
+		if err := denyNetwork(); err != nil {
+			return fmt.Errorf("no network: %w", err)
+		}
 	}
 	if err := p.cmd.Start(); err != nil {
 		return err

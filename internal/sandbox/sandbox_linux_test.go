@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -40,6 +41,10 @@ func probe() {
 	_, err = os.ReadFile(fmt.Sprintf("/proc/%d/environ", os.Getppid()))
 	report("read environment of the host", err)
 	report("signal the host", unix.Kill(os.Getppid(), 0))
+	for what, address := range map[string]string{"tcp": "127.0.0.1:9", "udp": "127.0.0.1:9", "unix": filepath.Join(os.Getenv("WORK"), "none")} {
+		_, err := net.Dial(what, address)
+		fmt.Printf("%s denied=%t\n", what, errors.Is(err, unix.EPERM))
+	}
 	report("shell", exec.Command("/bin/sh", "-c", ":").Run())
 	var limit unix.Rlimit
 	_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
@@ -85,6 +90,7 @@ func TestConfinement(t *testing.T) {
 		ReadOnly:  sandbox.SystemPaths(),
 		ReadWrite: []string{work, "/does/not/exist"},
 		Limits:    sandbox.Limits{OpenFiles: 77},
+		NoNetwork: true,
 	})
 	confined := sandbox.Detect().LandlockABI > 0
 	for what, want := range map[string]bool{
@@ -92,6 +98,9 @@ func TestConfinement(t *testing.T) {
 		"write outside=false":                confined,
 		"read environment of the host=false": confined,
 		"signal the host=false":              sandbox.Detect().LandlockABI >= 6,
+		"tcp denied=true":                    true,
+		"udp denied=true":                    true,
+		"unix denied=false":                  true,
 		"write inside=true":                  true,
 		"read system=true":                   true,
 		"shell=true":                         true,

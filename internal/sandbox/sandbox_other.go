@@ -20,17 +20,20 @@ type Process struct {
 }
 
 // Start starts cmd. Standard streams have to be files or nil. The policy needs
-// Linux and is not enforced.
-func Start(cmd *exec.Cmd, _ Policy) (*Process, error) {
+// Linux and is not enforced, except that NoNetwork is refused.
+func Start(cmd *exec.Cmd, p Policy) (*Process, error) {
+	if p.NoNetwork {
+		return nil, fmt.Errorf("cannot start %s without network: %w on this system", cmd.Args[0], errors.ErrUnsupported)
+	}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("cannot start %s: %w", cmd.Args[0], err)
 	}
-	p := &Process{cmd: cmd, exited: make(chan struct{})}
+	proc := &Process{cmd: cmd, exited: make(chan struct{})}
 	go func() {
-		p.err = cmd.Wait()
-		close(p.exited)
+		proc.err = cmd.Wait()
+		close(proc.exited)
 	}()
-	return p, nil
+	return proc, nil
 }
 
 // Pid is the process id, also after the process has ended.

@@ -24,9 +24,12 @@ type HostOptions struct {
 	Log *slog.Logger
 	// ReadOnly are paths that plugins may read besides the system's.
 	ReadOnly []string
-	// Limits bound every plugin process: 4096 files, 4 GiB a file, 2 GiB of
-	// memory unless set.
+	// Limits bound every plugin process: DefaultLimits.
 	Limits sandbox.Limits
+	// NoNetwork leaves plugins no network, as a dry run does: what cannot reach
+	// anybody changes nothing elsewhere. Where the system cannot do that,
+	// plugins do not start.
+	NoNetwork bool
 	// StartTimeout is how long a plugin has to start: 10 s.
 	StartTimeout time.Duration
 	// IdleTimeout is how long a plugin that is not used keeps running: 1 min.
@@ -38,6 +41,11 @@ type HostOptions struct {
 	Debug bool
 	// Reattach names plugins that run already, for debugging.
 	Reattach map[string]protocol.Reattach
+}
+
+// DefaultLimits bound a plugin process that nobody limits otherwise.
+func DefaultLimits() sandbox.Limits {
+	return sandbox.Limits{OpenFiles: 4096, FileBytes: 4 << 30, MemoryBytes: 2 << 30}
 }
 
 // Host runs the steps of plugins. It is safe for concurrent use and has to be
@@ -62,6 +70,22 @@ type key struct{ plugin, workDir string }
 // Open reads the index of a plugin directory. No plugin starts before one of
 // its steps runs.
 func Open(opts HostOptions) (*Host, error) {
+	h := newHost(opts)
+	var err error
+	if h.index, err = ReadIndex(opts.Dir); err != nil {
+		return nil, err
+	}
+	unpinned, err := h.index.Unpinned(opts.Dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range unpinned {
+		h.opts.Log.Warn("this plugin is not pinned and does not start; run `stepd plugin install` on it", "plugin", name)
+	}
+	return h, nil
+}
+
+func newHost(opts HostOptions) *Host {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
@@ -75,20 +99,9 @@ func Open(opts HostOptions) (*Host, error) {
 		opts.MaxProcesses = 16
 	}
 	if opts.Limits == (sandbox.Limits{}) {
-		opts.Limits = sandbox.Limits{OpenFiles: 4096, FileBytes: 4 << 30, MemoryBytes: 2 << 30}
+		opts.Limits = DefaultLimits()
 	}
-	index, err := ReadIndex(opts.Dir)
-	if err != nil {
-		return nil, err
-	}
-	unpinned, err := index.Unpinned(opts.Dir)
-	if err != nil {
-		return nil, err
-	}
-	for _, name := range unpinned {
-		opts.Log.Warn("this plugin is not pinned and does not start; run `stepd plugin install` on it", "plugin", name)
-	}
-	return &Host{opts: opts, index: index, procs: map[key]*process{}, freed: make(chan struct{})}, nil
+	return &Host{opts: opts, procs: map[key]*process{}, freed: make(chan struct{})}
 }
 
 // Registrations describes the steps of all pinned plugins, from the index.

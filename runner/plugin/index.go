@@ -155,6 +155,9 @@ func (ix Index) Check(dir string) []error {
 // change applies f to the index of dir under a lock and replaces the file at
 // once.
 func change(dir string, f func(*Index) error) error {
+	if dir == "" {
+		return errors.New("cannot change the plugin index: there is no plugin directory; name one with --plugin-dir")
+	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("cannot change the plugin index: %w", err)
 	}

@@ -95,10 +95,7 @@ func Remove(dir, name string) error {
 
 // interview starts the plugin and asks it for its steps.
 func interview(ctx context.Context, opts HostOptions, e Entry) ([]Step, error) {
-	h, err := Open(opts)
-	if err != nil {
-		return nil, err
-	}
+	h := newHost(opts)
 	defer h.Close()
 	k := key{plugin: e.Name}
 	p, err := h.acquire(ctx, k, e)

@@ -15,23 +15,21 @@ import (
 const maxRecords = 10_000
 
 // newLogger lets go-plugin, and through it a plugin's standard error, log to
-// slog.
-func newLogger(to *slog.Logger) hclog.Logger {
-	return &hcLogger{to: to, left: newBudget(maxRecords)}
-}
-
-func newBudget(n int64) *atomic.Int64 {
+// slog. Once closing is set, connections are torn down under those who still
+// write to them, and what they say of it is for debugging only.
+func newLogger(to *slog.Logger, closing *atomic.Bool) hclog.Logger {
 	left := &atomic.Int64{}
-	left.Store(n)
-	return left
+	left.Store(maxRecords)
+	return &hcLogger{to: to, left: left, closing: closing}
 }
 
 // hcLogger is an hclog.Logger over slog. go-plugin's own chatter is debug.
 type hcLogger struct {
-	to   *slog.Logger
-	name string
-	args []any
-	left *atomic.Int64
+	to      *slog.Logger
+	name    string
+	args    []any
+	left    *atomic.Int64
+	closing *atomic.Bool
 }
 
 // Log implements hclog.Logger.
@@ -49,6 +47,9 @@ func (l *hcLogger) Log(level hclog.Level, msg string, args ...any) {
 }
 
 func (l *hcLogger) log(level slog.Level, msg string, args []any) {
+	if l.closing.Load() {
+		level = min(level, slog.LevelDebug)
+	}
 	switch left := l.left.Add(-1); {
 	case left < -1:
 	case left < 0:
@@ -95,7 +96,7 @@ func (l *hcLogger) ImpliedArgs() []any { return l.args }
 
 // With implements hclog.Logger.
 func (l *hcLogger) With(args ...any) hclog.Logger {
-	return &hcLogger{l.to.With(args...), l.name, append(l.args[:len(l.args):len(l.args)], args...), l.left}
+	return &hcLogger{l.to.With(args...), l.name, append(l.args[:len(l.args):len(l.args)], args...), l.left, l.closing}
 }
 
 // Name implements hclog.Logger.
@@ -106,7 +107,7 @@ func (l *hcLogger) Named(name string) hclog.Logger { return l.ResetNamed(name) }
 
 // ResetNamed implements hclog.Logger.
 func (l *hcLogger) ResetNamed(name string) hclog.Logger {
-	return &hcLogger{l.to, name, l.args, l.left}
+	return &hcLogger{l.to, name, l.args, l.left, l.closing}
 }
 
 // SetLevel implements hclog.Logger; the level is slog's business.

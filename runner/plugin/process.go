@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -52,6 +53,7 @@ type process struct {
 	runners   map[string]steps.Registration
 	grants    rpc.Grants
 	hostID    func() uint32
+	closing   atomic.Bool
 
 	// Owned by the Host, under its lock.
 	users    int
@@ -90,13 +92,11 @@ func (p *process) start() error {
 	if err == nil {
 		return nil
 	}
-	words := ""
+	p.close() // after which all that it said has been read
 	if p.child != nil {
-		words = p.child.lastWords()
-	}
-	p.close()
-	if words != "" {
-		return fmt.Errorf("cannot start plugin %s: %w; it said: %s", p.entry.Name, err, words)
+		if words := p.child.lastWords(); words != "" {
+			return fmt.Errorf("cannot start plugin %s: %w; it said: %s", p.entry.Name, err, words)
+		}
 	}
 	return fmt.Errorf("cannot start plugin %s: %w", p.entry.Name, err)
 }
@@ -107,7 +107,7 @@ func (p *process) connect() error {
 		VersionedPlugins: map[int]goplugin.PluginSet{protocol.Version: {protocol.Steps: dispenser{}}},
 		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
 		StartTimeout:     p.opts.StartTimeout,
-		Logger:           newLogger(p.log),
+		Logger:           newLogger(p.log, &p.closing),
 	}
 	if at, ok := p.opts.Reattach[p.entry.Name]; ok {
 		addr, err := resolve(at)
@@ -126,7 +126,7 @@ func (p *process) connect() error {
 			return remedy(err)
 		}
 		defer func() { _ = image.Close() }()
-		if p.dir, err = os.MkdirTemp("", "stepd-plugin-"); err != nil {
+		if p.dir, err = os.MkdirTemp(socketBase(), "stepd-plugin-"); err != nil {
 			return err
 		}
 		p.child = &child{name: p.entry.Name, dir: p.dir}
@@ -156,6 +156,16 @@ func (p *process) connect() error {
 	}
 	p.conn, p.broker = d.conn, d.broker
 	return nil
+}
+
+// socketBase is the temporary directory, unless a socket in it could have a
+// longer path than the 107 bytes that one may have, see unix(7).
+func socketBase() string {
+	const below = len("/stepd-plugin-4294967295/plugin-dir4294967295/plugin4294967295")
+	if base := os.TempDir(); len(base)+below <= 107 {
+		return base
+	}
+	return "/tmp"
 }
 
 // meet checks that the plugin is well and has the steps it was pinned with.
@@ -220,6 +230,7 @@ func (p *process) policy() sandbox.Policy {
 	policy := sandbox.Policy{
 		ReadOnly:  append(sandbox.SystemPaths(), p.opts.ReadOnly...),
 		ReadWrite: []string{p.dir},
+		NoNetwork: p.opts.NoNetwork,
 		Limits:    p.opts.Limits,
 	}
 	if p.workDir != "" {
@@ -237,6 +248,7 @@ func (p *process) kill() {
 
 // close ends the plugin, kindly first, in bounded time.
 func (p *process) close() {
+	p.closing.Store(true)
 	if p.client != nil {
 		deadline := time.AfterFunc(closeGrace, p.kill)
 		p.client.Kill()

@@ -3,7 +3,12 @@
 // no behaviour of its own.
 package protocol
 
-import goplugin "github.com/hashicorp/go-plugin"
+import (
+	"encoding/json"
+	"fmt"
+
+	goplugin "github.com/hashicorp/go-plugin"
+)
 
 const (
 	// Version is the protocol's version. It changes when proto/stepd/v1 gives
@@ -39,4 +44,16 @@ type Reattach struct {
 	Pid     int    `json:"pid"`
 	Network string `json:"network"`
 	Address string `json:"address"`
+}
+
+// ParseReattach reads the value of EnvReattach; empty is none.
+func ParseReattach(value string) (map[string]Reattach, error) {
+	if value == "" {
+		return nil, nil
+	}
+	var at map[string]Reattach
+	if err := json.Unmarshal([]byte(value), &at); err != nil {
+		return nil, fmt.Errorf("cannot read %s, which is the line that a plugin under %s prints: %w", EnvReattach, EnvDebug, err)
+	}
+	return at, nil
 }

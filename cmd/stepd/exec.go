@@ -1,0 +1,320 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"sigs.k8s.io/yaml"
+
+	"github.com/stepd/stepd/internal/configschema"
+	"github.com/stepd/stepd/runner"
+	"github.com/stepd/stepd/steps"
+	"github.com/stepd/stepd/steps/ociverified"
+)
+
+const execHelp = `exec runs one step as a command: the config is YAML or JSON, the work dir is the current
+directory, and the outputs go to the file that $KARGO_OUTPUT names, or to stdout without one.
+
+That is the contract of a CustomPromotionStep, in which Kargo runs a command for every use of
+the step, see examples/akuity. A config that templates produced is best passed in the
+environment, where no shell sees it:
+
+  command: ["stepd", "exec", "oci-download-verified", "--config", "env:STEPD_CONFIG", "--format", "json",
+            "--project", "${{ ctx.project }}", "--promotion", "${{ ctx.promotion }}", "--alias", "${{ ctx.meta.step.alias }}"]
+  env: [{name: STEPD_CONFIG, value: "${{ toJSON(config) }}"}]
+
+A step that answers Running is run again after the time it asks for. The exit code is that of
+stepd run: 0 success, 1 failure, 2 config, 3 refused, 4 conflict.
+
+  stepd exec config-apply < config.yaml
+  stepd exec atomic-commit --config commit.yaml --project acme --promotion prd-us.01J9 --alias commit`
+
+// maxKargoOutput is Kargo's hard limit of a step's outputs, 256 KiB (compat.md
+// section 7.2). Exceeding it there is an error without a remedy.
+const maxKargoOutput = 256 << 10
+
+// maxExecConfig bounds a config; 4 MiB.
+const maxExecConfig = 4 << 20
+
+type execFlags struct {
+	config, project, stage, promotion, alias, actor string
+	timeout                                         time.Duration
+	secrets                                         []string
+	hosted                                          hostedFlags
+	plugins                                         pluginFlags
+}
+
+func newExecCommand(a *app) *cobra.Command {
+	var f execFlags
+	cmd := &cobra.Command{
+		Use:   "exec KIND",
+		Short: "Run one step as a command",
+		Long:  execHelp,
+		Args:  cobra.ExactArgs(1),
+	}
+	fl := cmd.Flags()
+	fl.SortFlags = false
+	fl.StringVar(&f.config, "config", "-", "file with the step's config, - for stdin, or env:NAME for a variable")
+	fl.StringVar(&f.project, "project", "", "Kargo project of the promotion")
+	fl.StringVar(&f.stage, "stage", "", "Stage of the promotion")
+	fl.StringVar(&f.promotion, "promotion", "", "name of the promotion")
+	fl.StringVar(&f.alias, "alias", "", "alias of the step (default: KIND)")
+	fl.StringVar(&f.actor, "actor", "", "who promotes")
+	fl.DurationVar(&f.timeout, "timeout", defaultRunTimeout, "bound of the whole step")
+	fl.StringArrayVar(&f.secrets, "secrets", nil, "file or directory with Kargo credential Secrets (repeatable)")
+	format := &choice{value: "keyvalue", of: []string{"keyvalue", "json"}}
+	fl.Var(format, "format", "format of the outputs; output.source.format of the CustomPromotionStep has to say the same")
+	f.hosted.add(fl)
+	f.plugins.add(fl)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if f.timeout <= 0 {
+			return usageError("--timeout must be positive, not %s", f.timeout)
+		}
+		ctx, cancel := context.WithTimeout(cmd.Context(), f.timeout)
+		defer cancel()
+		return f.run(ctx, a, args[0], format.value)
+	}
+	return cmd
+}
+
+func (f *execFlags) run(ctx context.Context, a *app, kind, format string) error {
+	sc, err := f.context(a, kind)
+	if err != nil {
+		return usageError("%w", err)
+	}
+	set, err := readSecrets(ctx, a, f.secrets)
+	if err != nil {
+		return usageError("%w", err)
+	}
+	own, err := newHosted(a, f.hosted, ociverified.BesideConfig{}, documentSecrets{set})
+	if err != nil {
+		return usageError("%w", err)
+	}
+	fromPlugins, host, err := f.plugins.open(sc.Log)
+	if err != nil {
+		return usageError("%w", err)
+	}
+	defer host.Close()
+	registry, err := runner.NewRegistry(append(own.registrations, fromPlugins...)...)
+	if err != nil {
+		return usageError("%w", err)
+	}
+	reg, ok := registry.Lookup(kind)
+	if !ok {
+		return usageError("no step is named %q; there are %s", kind, strings.Join(registry.Kinds(), ", "))
+	}
+	result, err := runToEnd(ctx, a, reg, documentCapabilities(a, set), sc)
+	// What a failed step put out is put out all the same: Kargo shows it.
+	if writeErr := writeOutputs(a, result.Output, format); writeErr != nil {
+		return &exitError{code: exitFailed, err: errors.Join(err, writeErr)}
+	}
+	return execOutcome(a, kind, result, err)
+}
+
+// execOutcome is the exit code and the last line on stderr.
+func execOutcome(a *app, kind string, r steps.Result, err error) error {
+	switch {
+	case errors.Is(err, steps.ErrConfig):
+		return usageError("%w", err)
+	case err != nil:
+		return &exitError{code: exitCode(err), err: fmt.Errorf("step %s %s: %w", kind, strings.ToLower(string(r.Status)), err)}
+	case r.Status == steps.Succeeded, r.Status == steps.Skipped:
+		if r.Message != "" {
+			a.statusf("%s", printable(r.Message))
+		}
+		return nil
+	}
+	return &exitError{code: exitFailed, err: fmt.Errorf("step %s %s: %s", kind, strings.ToLower(string(r.Status)), printable(r.Message))}
+}
+
+// context is the step's, from flags, config and current directory.
+func (f *execFlags) context(a *app, kind string) (*steps.Context, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return nil, fmt.Errorf("cannot find the work dir: %w", err)
+	}
+	sc := &steps.Context{
+		WorkDir: dir, SharedState: map[string]any{}, Alias: f.alias, Project: f.project, Stage: f.stage,
+		Promotion: f.promotion, PromotionActor: f.actor, Log: a.log(),
+	}
+	if sc.Alias == "" {
+		sc.Alias = kind
+	}
+	text, err := f.readConfig(a, sc)
+	if err != nil {
+		return nil, err
+	}
+	if err := yaml.UnmarshalStrict(text, &sc.Config); err != nil {
+		return nil, fmt.Errorf("cannot parse the config: %w", err)
+	}
+	if sc.Config == nil {
+		sc.Config = map[string]any{}
+	}
+	sc.Config, _ = wholeNumbers(sc.Config).(map[string]any)
+	return sc, nil
+}
+
+func (f *execFlags) readConfig(a *app, sc *steps.Context) ([]byte, error) {
+	if name, ok := strings.CutPrefix(f.config, "env:"); ok {
+		text, set := os.LookupEnv(name)
+		if !set {
+			return nil, fmt.Errorf("cannot read the config: the variable %s is not set", name)
+		}
+		return []byte(text), nil
+	}
+	in := a.in
+	if f.config != "-" {
+		abs, err := filepath.Abs(f.config)
+		if err != nil {
+			return nil, fmt.Errorf("cannot read the config: %w", err)
+		}
+		file, err := os.Open(abs)
+		if err != nil {
+			return nil, fmt.Errorf("cannot read the config: %w", err)
+		}
+		defer func() { _ = file.Close() }()
+		sc.ConfigFile, in = abs, file
+	}
+	text, err := io.ReadAll(io.LimitReader(in, maxExecConfig+1))
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the config: %w", err)
+	}
+	if len(text) > maxExecConfig {
+		return nil, fmt.Errorf("cannot read the config: it is longer than %d bytes", maxExecConfig)
+	}
+	return text, nil
+}
+
+// wholeNumbers makes whole numbers int, as steps.Context.Config promises.
+func wholeNumbers(v any) any {
+	switch v := v.(type) {
+	case float64:
+		if whole := int(v); float64(whole) == v {
+			return whole
+		}
+	case map[string]any:
+		for k, item := range v {
+			v[k] = wholeNumbers(item)
+		}
+	case []any:
+		for i, item := range v {
+			v[i] = wholeNumbers(item)
+		}
+	}
+	return v
+}
+
+// runToEnd makes attempts until the step does not answer Running.
+func runToEnd(ctx context.Context, a *app, reg steps.Registration, caps steps.Capabilities, sc *steps.Context) (steps.Result, error) {
+	var schema *configschema.Schema
+	if reg.ConfigSchema != nil {
+		var err error
+		if schema, err = configschema.Compile(reg.ConfigSchema); err != nil {
+			return steps.Result{Status: steps.Errored}, err
+		}
+	}
+	var granted steps.Capabilities
+	for _, c := range reg.RequiredCapabilities {
+		switch c {
+		case steps.AccessCredentials:
+			granted.Credentials = caps.Credentials
+		case steps.AccessGitUser:
+			granted.GitUser = caps.GitUser
+		}
+	}
+	for {
+		attempt := runner.Redacted(runner.Recovered(runner.Limited(
+			runner.Validated(reg.New(granted), reg.Name, schema), reg.DefaultTimeout), sc.Log), a.redactor)
+		r, err := attempt.Run(ctx, sc)
+		if err != nil && r.Status != steps.Failed {
+			r.Status = steps.Errored
+		}
+		if err != nil || r.Status != steps.Running {
+			return r, err
+		}
+		wait := 10 * time.Second
+		if r.RetryAfter != nil {
+			wait = max(*r.RetryAfter, time.Second)
+		}
+		if err := (runner.SystemClock{}).Sleep(ctx, wait); err != nil {
+			return steps.Result{Status: steps.Errored}, fmt.Errorf("the step still runs: %w", err)
+		}
+	}
+}
+
+// writeOutputs writes to $KARGO_OUTPUT, or stdout.
+func writeOutputs(a *app, output map[string]any, format string) error {
+	if output == nil {
+		output = map[string]any{}
+	}
+	text, err := json.Marshal(output)
+	if err != nil {
+		return fmt.Errorf("cannot write the outputs: %w", err)
+	}
+	if len(text) > maxKargoOutput {
+		return fmt.Errorf("cannot write the outputs: they take %d bytes, and Kargo accepts %d", len(text), maxKargoOutput)
+	}
+	text = append(text, '\n')
+	if format == "keyvalue" {
+		if text, err = keyValue(output); err != nil {
+			return fmt.Errorf("cannot write the outputs: %w", err)
+		}
+	}
+	path := os.Getenv("KARGO_OUTPUT")
+	if path == "" {
+		_, err = a.out.Write(text)
+	} else {
+		// Kargo made the file, or the pipe.
+		var f *os.File
+		if f, err = os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600); err == nil {
+			_, err = f.Write(text)
+			err = errors.Join(err, f.Close())
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("cannot write the outputs: %w", err)
+	}
+	return nil
+}
+
+// keyValue writes key=value lines, and key<<END … END for values of several
+// lines. Values that are not strings are JSON.
+func keyValue(output map[string]any) ([]byte, error) {
+	keys := make([]string, 0, len(output))
+	for k := range output {
+		if k == "" || strings.ContainsAny(k, "=\r\n") || strings.Contains(k, "<<") {
+			return nil, fmt.Errorf("the key %q cannot be written as key=value; use --format json", k)
+		}
+		keys = append(keys, k)
+	}
+	sort.Strings(keys)
+	var b strings.Builder
+	for _, k := range keys {
+		text, ok := output[k].(string)
+		if !ok {
+			j, err := json.Marshal(output[k])
+			if err != nil {
+				return nil, err
+			}
+			text = string(j)
+		}
+		if !strings.ContainsAny(text, "\r\n") {
+			fmt.Fprintf(&b, "%s=%s\n", k, text)
+			continue
+		}
+		// Nobody who writes a value can guess where it ends.
+		end := "END_" + rand.Text()
+		fmt.Fprintf(&b, "%s<<%s\n%s\n%s\n", k, end, text, end)
+	}
+	return []byte(b.String()), nil
+}

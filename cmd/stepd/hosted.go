@@ -1,0 +1,206 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/stepd/stepd/internal/credentials"
+	"github.com/stepd/stepd/internal/gitrepo"
+	"github.com/stepd/stepd/internal/ociart"
+	"github.com/stepd/stepd/internal/sigverify"
+	"github.com/stepd/stepd/internal/verification"
+	"github.com/stepd/stepd/runner/load"
+	"github.com/stepd/stepd/runner/plugin"
+	"github.com/stepd/stepd/runner/plugin/protocol"
+	"github.com/stepd/stepd/steps"
+	"github.com/stepd/stepd/steps/atomiccommit"
+	"github.com/stepd/stepd/steps/configapply"
+	"github.com/stepd/stepd/steps/ociverified"
+)
+
+// hostedFlags are the settings of steps that some other engine runs: over a
+// socket, as a plugin, or as a command. These always act for real.
+type hostedFlags struct {
+	stateDir, trustDir, policy string
+}
+
+func (f *hostedFlags) add(fl *pflag.FlagSet) {
+	fl.StringVar(&f.stateDir, "state-dir", "", "where intents and verification records are kept; must survive restarts and lie outside the work dirs (default: $XDG_STATE_HOME/stepd)")
+	fl.StringVar(&f.trustDir, "trust-dir", "", "the only directory that configs may name keys and trusted roots in")
+	fl.StringVar(&f.policy, "policy", "", "the operator's verification policy: what no config may weaken")
+}
+
+// ledgerRetention is how long verification records are kept. No promotion
+// runs that long.
+const ledgerRetention = 30 * 24 * time.Hour
+
+// hosted are stepd's own steps for another engine.
+type hosted struct {
+	registrations []steps.Registration
+	ledger        verification.Dir
+}
+
+// newHosted makes the steps. Configs may name trust files below the trust
+// directory, or where trust says when there is none.
+func newHosted(a *app, f hostedFlags, trust ociverified.TrustFiles, secrets steps.SecretSource) (*hosted, error) {
+	state := f.stateDir
+	if state == "" {
+		var err error
+		if state, err = stateDir(""); err != nil {
+			return nil, err
+		}
+	}
+	state, err := filepath.Abs(state)
+	if err != nil {
+		return nil, fmt.Errorf("cannot find the state directory: %w", err)
+	}
+	h := &hosted{ledger: verification.Dir{Path: filepath.Join(state, "verifications")}}
+	if err := h.ledger.Prune(time.Now().Add(-ledgerRetention)); err != nil {
+		return nil, err
+	}
+	if f.trustDir != "" {
+		trust = ociverified.Below{Dir: f.trustDir}
+	}
+	var policy *ociverified.OperatorPolicy
+	if f.policy != "" {
+		text, err := os.ReadFile(f.policy)
+		if err != nil {
+			return nil, fmt.Errorf("cannot read the policy: %w", err)
+		}
+		if policy, err = ociverified.ParseOperatorPolicy(text, ociverified.Below{Dir: filepath.Dir(f.policy)}); err != nil {
+			return nil, fmt.Errorf("cannot use the policy %s: %w", f.policy, err)
+		}
+	}
+	if secrets != nil {
+		secrets = a.redactor.Secrets(secrets)
+	}
+	h.registrations = []steps.Registration{
+		ociverified.New(ociverified.Options{
+			Transports: &ociart.Transports{},
+			Secrets:    secrets,
+			Trust:      trust,
+			TUF:        &sigverify.TUF{CacheDir: filepath.Join(state, "tuf")},
+			Ledger:     h.ledger,
+			Operator:   policy,
+			UserAgent:  "stepd/" + readVersion().Version,
+		}),
+		configapply.New(configapply.Options{Ledger: h.ledger}),
+		atomiccommit.New(atomiccommit.Options{
+			Dialer:    gitrepo.NewLive(gitrepo.LiveOptions{}),
+			IntentDir: filepath.Join(state, "intents"),
+			Ledger:    h.ledger,
+			Secrets:   secrets,
+		}),
+	}
+	return h, nil
+}
+
+// documentCapabilities are what an operator's Kargo documents and this
+// machine's own settings allow steps to use.
+func documentCapabilities(a *app, set *load.Set) steps.Capabilities {
+	return steps.Capabilities{
+		Credentials: a.redactor.Credentials(credentials.Chain(
+			credentials.FromSecrets(secretsOf(set), credentials.SecretOptions{
+				SharedNamespace: sharedNamespace(), AllowHTTP: os.Getenv("ALLOW_CREDENTIALS_OVER_HTTP") == "true",
+			}),
+			credentials.Local(credentials.LocalOptions{}),
+		)),
+		GitUser: a.redactor.GitUser(gitUserOf(set)),
+	}
+}
+
+// readSecrets reads the documents that credentials come from and makes their
+// values known to the redactor. No path is no documents.
+func readSecrets(ctx context.Context, a *app, paths []string) (*load.Set, error) {
+	if len(paths) == 0 {
+		return &load.Set{}, nil
+	}
+	set, err := load.Documents(ctx, paths, a.in)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read secrets: %w", err)
+	}
+	addSecrets(set, a.redactor, a.redactor)
+	return set, nil
+}
+
+// pluginFlags say where plugins are.
+type pluginFlags struct {
+	dir    string
+	memory uint64
+	// debug and noNetwork are set by run.
+	debug, noNetwork bool
+}
+
+func (f *pluginFlags) add(fl *pflag.FlagSet) {
+	fl.StringVar(&f.dir, "plugin-dir", "", "directory of installed plugins (default: $STEPD_PLUGIN_DIR, else $XDG_DATA_HOME/stepd/plugins)")
+	fl.Uint64Var(&f.memory, "plugin-memory", plugin.DefaultLimits().MemoryBytes>>20, "memory that one plugin process may have, in MiB; 0 for no limit")
+}
+
+// path is the plugin directory; empty, which has no plugins, where there is no
+// home.
+func (f *pluginFlags) path() string {
+	if f.dir != "" {
+		return f.dir
+	}
+	if dir := os.Getenv("STEPD_PLUGIN_DIR"); dir != "" {
+		return dir
+	}
+	base := os.Getenv("XDG_DATA_HOME")
+	if !filepath.IsAbs(base) {
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return "" // a container's user need not have one
+		}
+		base = filepath.Join(home, ".local", "share")
+	}
+	return filepath.Join(base, "stepd", "plugins")
+}
+
+// options are how plugins are run by every verb.
+func (f *pluginFlags) options(log *slog.Logger) (plugin.HostOptions, error) {
+	opts := plugin.HostOptions{Dir: f.path(), Log: log, Debug: f.debug, NoNetwork: f.noNetwork, Limits: plugin.DefaultLimits()}
+	opts.Limits.MemoryBytes = f.memory << 20
+	if f.debug {
+		var err error
+		if opts.Reattach, err = protocol.ParseReattach(os.Getenv(protocol.EnvReattach)); err != nil {
+			return plugin.HostOptions{}, err
+		}
+	}
+	return opts, nil
+}
+
+// open returns the steps of the installed plugins, and the host, which has to
+// be closed. A directory that cannot be found has no plugins.
+func (f *pluginFlags) open(log *slog.Logger) ([]steps.Registration, *plugin.Host, error) {
+	opts, err := f.options(log)
+	if err != nil {
+		return nil, nil, err
+	}
+	host, err := plugin.Open(opts)
+	if err != nil {
+		return nil, nil, err
+	}
+	regs, err := host.Registrations()
+	if err != nil {
+		host.Close()
+		return nil, nil, err
+	}
+	return regs, host, nil
+}
+
+// installedSteps describes the steps of the plugins where they are by default.
+func installedSteps() ([]steps.Registration, error) {
+	var f pluginFlags
+	regs, host, err := f.open(slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, err
+	}
+	host.Close()
+	return regs, nil
+}
