@@ -154,6 +154,11 @@ func (f *verifyFlags) context(fs *pflag.FlagSet, args []string, stdin io.Reader)
 		sc.Config["imageRef"] = args[0]
 	}
 	sc.Config["outPath"] = "ignored"
+	if f.config == "" {
+		// Flags make no config that the schema would refuse and the verifier
+		// would not, and compiling the schema takes longer than verifying.
+		return sc, nil
+	}
 	text, _ := schemas.Config(ociverified.Kind)
 	schema, err := configschema.Compile(text)
 	if err != nil {
@@ -276,11 +281,15 @@ type verifyReport struct {
 	err      error
 }
 
-// memoryGoal is where garbage collection becomes eager: candidates of 8 MiB
-// that come one after another leave much behind.
-const memoryGoal = 32 << 20
+// A process that verifies one artifact needs no garbage collection, unless the
+// registry makes it read much: then it is to be eager.
+const (
+	gcPercent  = 800
+	memoryGoal = 32 << 20
+)
 
 func (r *verifyReport) run(cmd *cobra.Command, a *app, sc *steps.Context, download string) error {
+	debug.SetGCPercent(gcPercent)
 	debug.SetMemoryLimit(memoryGoal)
 	o := ociverified.Options{
 		Credentials: a.redactor.Credentials(credentials.Local(credentials.LocalOptions{})),

@@ -28,9 +28,30 @@ type Reference struct {
 var (
 	hostPattern       = regexp.MustCompile(`^(?:[a-zA-Z0-9](?:[a-zA-Z0-9_-]*[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9_-]*[a-zA-Z0-9])?)*|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?$`)
 	repositoryPattern = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$`)
-	tagPattern        = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
-	digestPattern     = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 )
+
+// isTag is the pattern [a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}, which a regexp takes
+// long to compile.
+func isTag(s string) bool {
+	for i, c := range []byte(s) {
+		word := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_'
+		if !word && (i == 0 || c != '.' && c != '-') {
+			return false
+		}
+	}
+	return s != "" && len(s) <= 128
+}
+
+// isDigest is the pattern sha256:[0-9a-f]{64}: no other algorithm is accepted.
+func isDigest(s string) bool {
+	h, ok := strings.CutPrefix(s, "sha256:")
+	for _, c := range []byte(h) {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return ok && len(h) == 64
+}
 
 // dockerHub is the registry of references that name none.
 const dockerHub = "docker.io"
@@ -67,7 +88,7 @@ func parseReference(s string) (Reference, error) {
 	ref.Helm = helm
 	rest, digest, found := strings.Cut(rest, "@")
 	if found {
-		if !digestPattern.MatchString(digest) {
+		if !isDigest(digest) {
 			return Reference{}, errors.New(`the digest must be "sha256:" and 64 lower-case hex digits`)
 		}
 		ref.Digest = digest
@@ -75,7 +96,7 @@ func parseReference(s string) (Reference, error) {
 	if i := strings.LastIndexByte(rest, ':'); i > strings.LastIndexByte(rest, '/') {
 		ref.Tag = rest[i+1:]
 		rest = rest[:i]
-		if !tagPattern.MatchString(ref.Tag) {
+		if !isTag(ref.Tag) {
 			return Reference{}, errors.New("the tag has characters that no tag may have, or is longer than 128")
 		}
 	}
