@@ -106,9 +106,7 @@ func Start(ctx context.Context, dir string) (_ *Stack, err error) {
 
 // Close ends every server.
 func (s *Stack) Close() {
-	for _, p := range s.processes {
-		p.stop()
-	}
+	s.stopServers()
 	for _, srv := range s.standIns {
 		srv.Close()
 	}
@@ -149,8 +147,26 @@ func (s *Stack) serve(h http.Handler) string {
 }
 
 // startServers starts Fulcio, Rekor v2 and the timestamp authority, waits for
-// them, and returns the Rekor v2 log.
-func (s *Stack) startServers(ctx context.Context, b binaries, ctURL string) (trust.Log, error) {
+// them, and returns the Rekor v2 log. They cannot choose ports themselves, and
+// another process may take one that was free a moment ago: hence the attempts.
+func (s *Stack) startServers(ctx context.Context, b binaries, ctURL string) (log trust.Log, err error) {
+	for attempt := range 3 {
+		if log, err = s.tryServers(ctx, b, ctURL, filepath.Join(s.dir, fmt.Sprintf("rekor-%d", attempt))); err == nil {
+			return log, nil
+		}
+		s.stopServers()
+	}
+	return log, err
+}
+
+func (s *Stack) stopServers() {
+	for _, p := range s.processes {
+		p.stop()
+	}
+	s.processes = nil
+}
+
+func (s *Stack) tryServers(ctx context.Context, b binaries, ctURL, storage string) (trust.Log, error) {
 	ports, err := freePorts(7)
 	if err != nil {
 		return trust.Log{}, err
@@ -175,10 +191,10 @@ func (s *Stack) startServers(ctx context.Context, b binaries, ctURL string) (tru
 		{"fulcio", b.fulcio, []string{
 			"serve", "--ca", "ephemeralca", "--ct-log-url", ctURL, "--config-path", config,
 			"--host", loopback, "--port", ports[0], "--grpc-host", loopback, "--grpc-port", ports[6],
-			"--metrics-port", ports[1], "--legacy-unix-domain-socket", filepath.Join(s.dir, "fulcio.sock"),
+			"--metrics-port", ports[1], "--legacy-unix-domain-socket", storage + ".sock",
 		}, s.fulcio + "/healthz"},
 		{"rekor-tiles", b.rekor, []string{
-			"serve", "--hostname", loopback, "--signer-filepath", rekorKey, "--storage-dir", filepath.Join(s.dir, "rekor"),
+			"serve", "--hostname", loopback, "--signer-filepath", rekorKey, "--storage-dir", storage,
 			"--batch-max-age", "10ms", "--checkpoint-interval", "100ms",
 			"--http-port", ports[2], "--grpc-port", ports[3], "--http-metrics-port", ports[4],
 		}, s.rekorV2 + "/healthz"},
