@@ -238,3 +238,32 @@ func TestSigningKeyThatIsNone(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+// The key is in a private file while git runs, and the host has to be known.
+func TestSSHKey(t *testing.T) {
+	bin, seen := t.TempDir(), filepath.Join(t.TempDir(), "seen")
+	fake := "#!/bin/sh\nfor a; do echo \"$a\"; case $p in -i) stat -c %a \"$a\"; cat \"$a\";; esac; p=$a; done >" + seen + "\nexit 255\n"
+	if err := os.WriteFile(filepath.Join(bin, "ssh"), []byte(fake), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+string(os.PathListSeparator)+os.Getenv("PATH"))
+	env := Env{Auth: &Auth{URL: "ssh://git@h.io/a", SSHPrivateKey: "\nKEY\n\n"}}
+	if _, err := env.Run(t.Context(), t.TempDir(), "ls-remote", "ssh://git@h.io/a"); err == nil {
+		t.Error("no error without a server")
+	}
+	text, err := os.ReadFile(seen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := string(text)
+	for _, wanted := range []string{"BatchMode=yes\n", "StrictHostKeyChecking=yes\n", "IdentitiesOnly=yes\n", "\n600\nKEY\n"} {
+		if !strings.Contains(got, wanted) {
+			t.Errorf("ssh was not given %q, but\n%s", wanted, got)
+		}
+	}
+	_, rest, _ := strings.Cut(got, "-i\n")
+	file, _, _ := strings.Cut(rest, "\n")
+	if _, err := os.Stat(file); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the key is left behind: %v", err)
+	}
+}

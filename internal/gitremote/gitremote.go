@@ -192,16 +192,25 @@ func (r recorder) Pushed(ctx context.Context, p Push) error {
 }
 
 func newCommits(ctx context.Context, p Push) ([]string, error) {
-	args := []string{"rev-list", "--reverse", "--topo-order", fmt.Sprintf("--max-count=%d", maxCommits), p.New}
-	known := slices.DeleteFunc(append([]string{p.Old}, p.Known...), func(id string) bool { return id == "" })
-	var stdin strings.Builder
-	for _, id := range known {
-		// A tip that was not fetched cannot be an ancestor of what was pushed.
-		if _, err := p.Env.Run(ctx, p.Dir, "cat-file", "-e", id+"^{commit}"); err == nil {
-			stdin.WriteString("^" + id + "\n")
+	var tips strings.Builder
+	for _, id := range append([]string{p.Old}, p.Known...) {
+		if id != "" {
+			tips.WriteString(id + "\n")
 		}
 	}
-	out, err := p.Env.RunInput(ctx, p.Dir, []byte(stdin.String()), append(args, "--stdin")...)
+	listing, err := p.Env.RunInput(ctx, p.Dir, []byte(tips.String()), "cat-file", "--batch-check=%(objectname) %(objecttype)")
+	if err != nil {
+		return nil, err
+	}
+	var known strings.Builder
+	for line := range strings.Lines(listing) {
+		// A tip that was not fetched cannot be an ancestor of what was pushed.
+		if id, typ, _ := strings.Cut(strings.TrimSpace(line), " "); typ == "commit" {
+			known.WriteString("^" + id + "\n")
+		}
+	}
+	out, err := p.Env.RunInput(ctx, p.Dir, []byte(known.String()),
+		"rev-list", "--reverse", "--topo-order", fmt.Sprintf("--max-count=%d", maxCommits), p.New, "--stdin")
 	return strings.Fields(out), err
 }
 

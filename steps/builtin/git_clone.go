@@ -148,6 +148,9 @@ func (c checkout) run(ctx context.Context, sc *steps.Context, submodules bool) (
 		return "", err
 	}
 	args := []string{"worktree", "add", "--quiet"}
+	if c.cfg.Commit != "" || c.cfg.Tag != "" {
+		args = append(args, "--detach")
+	}
 	if len(c.cfg.Sparse) > 0 {
 		args = append(args, "--no-checkout")
 	}
@@ -177,7 +180,7 @@ func (c checkout) ref(ctx context.Context, sc *steps.Context) (string, error) {
 	case c.cfg.Commit != "":
 		return c.cfg.Commit, nil
 	case c.cfg.Tag != "":
-		return c.cfg.Tag, nil
+		return "refs/tags/" + c.cfg.Tag, nil // a branch may have the same name
 	case c.cfg.Branch == "":
 		head, err := c.env.Run(ctx, c.repo, "symbolic-ref", "--short", "HEAD")
 		if err != nil {

@@ -198,6 +198,9 @@ func TestCloneVariants(t *testing.T) {
 	server := gitopsServer(t)
 	tip := server.MustGit(t, "gitops.git", "rev-parse", "main")
 	server.MustGit(t, "gitops.git", "tag", "v1", tip)
+	if _, err := server.Commit("gitops.git", gittest.Change{Branch: "v1", Message: "a branch named like the tag", Files: gittest.Files(map[string]string{"x": "x"})}); err != nil {
+		t.Fatal(err)
+	}
 	p := newPromotion(t)
 	git := liveGit(p)
 	out := p.must(git.clone, config{"repoURL": server.RepoURL("gitops.git"), "blobless": true, "checkout": []any{

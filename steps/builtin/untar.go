@@ -150,12 +150,12 @@ func extract(ctx context.Context, archive *tar.Reader, root *os.Root, cfg untarC
 // is false for what nothing is left of and for names that would not stay in
 // the directory.
 func entryName(name string, strip int) (string, bool) {
-	parts := strings.Split(strings.TrimSuffix(name, "/"), "/")
+	parts := strings.Split(name, "/")
 	if len(parts) <= strip {
 		return "", false
 	}
 	name = strings.Join(parts[strip:], "/")
-	if strings.Contains(name, `\`) || strings.Contains(name+"/", "../") || strings.HasPrefix(name, "/") {
+	if strings.Contains(name, `\`) || strings.Contains(name, "../") || strings.HasPrefix(name, "/") {
 		return "", false
 	}
 	name = path.Clean(name)
