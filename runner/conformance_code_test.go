@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -187,6 +188,27 @@ func TestHealthChecks(t *testing.T) {
 	if len(out.HealthChecks) != 2 {
 		t.Errorf("%v, want those of the steps that succeeded", out.HealthChecks)
 	}
+}
+
+func TestPromotionsAtOnce(t *testing.T) {
+	r, err := resolve(t, goodsWarehouse+goodsFreight+oneStep("{tag: \"${{ imageFrom('reg.io/app').Tag }}\"}"), runner.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := engine(t)
+	e.Data, e.Clock = r.Data, nil
+	var wg sync.WaitGroup
+	for range 8 {
+		p := r.Promotion
+		p.WorkDir = t.TempDir()
+		wg.Go(func() {
+			out, err := e.RunToCompletion(t.Context(), p)
+			if err != nil || !cmp.Equal(out.State["c"], map[string]any{"tag": "v1"}) {
+				t.Errorf("%s %v, %v", out.Phase, out.State, err)
+			}
+		})
+	}
+	wg.Wait()
 }
 
 func TestSystemClock(t *testing.T) {

@@ -18,7 +18,8 @@ import (
 
 // Engine runs promotions the way Kargo v1.11.2's local orchestrator does
 // (pkg/promotion/local_orchestrator.go). The zero value of an optional field
-// leaves the feature out.
+// leaves the feature out. One Engine may run several promotions at once, if its
+// Data, Clock, Observer and Redactor allow it.
 type Engine struct {
 	// Registry knows the kinds of step. Required.
 	Registry *Registry

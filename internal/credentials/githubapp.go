@@ -153,7 +153,7 @@ func (g *gitHubApps) exchange(ctx context.Context, secret *Secret, host, name st
 			Message string `json:"message"`
 		}
 		_ = json.Unmarshal(text, &answer)                                                   // the status says enough
-		return token, fmt.Errorf("GitHub answered %s: %.200q", resp.Status, answer.Message) //nolint:staticcheck // starts with a name
+		return token, fmt.Errorf("GitHub answered %s: %.200q", resp.Status, answer.Message)
 	}
 	if err := json.Unmarshal(text, &token); err != nil || token.Token == "" {
 		return token, errors.New("GitHub's answer holds no token")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -288,11 +289,8 @@ func syncOperation(app *argocd.Application, sc *steps.Context) map[string]any {
 }
 
 // updatedSources returns the Application's sources with updates applied; nil
-// if there are none. Every update has to match a source.
+// if that changes nothing. Every update has to match a source.
 func updatedSources(app *argocd.Application, updates []argocdSourceUpdate) ([]argocd.Source, error) {
-	if len(updates) == 0 {
-		return nil, nil
-	}
 	sources := slices.Clone(app.Sources())
 	for _, update := range updates {
 		matched := false
@@ -306,6 +304,9 @@ func updatedSources(app *argocd.Application, updates []argocdSourceUpdate) ([]ar
 			return nil, fmt.Errorf("no source of Argo CD Application %q in namespace %q has repoURL %q and chart %q",
 				app.Metadata.Name, app.Metadata.Namespace, update.RepoURL, update.Chart)
 		}
+	}
+	if reflect.DeepEqual(sources, app.Sources()) {
+		return nil, nil
 	}
 	return sources, nil
 }

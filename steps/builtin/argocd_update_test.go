@@ -201,6 +201,17 @@ func TestArgoCDUpdatePatch(t *testing.T) {
 	}
 }
 
+// A sync alone leaves the Application's spec to others.
+func TestArgoCDUpdateLeavesSources(t *testing.T) {
+	p := newPromotion(t)
+	server, edge := serve(t, p, map[string]string{"app": `{` + authorized + `,` + oneSource + `}`})
+	r, err := p.run(ArgoCDUpdate(edge, "argocd"), desire("abc"))
+	outcome{status: steps.Running}.check(t, "sync", r, err)
+	if len(server.patches) != 1 || strings.Contains(server.patches[0], `"spec"`) {
+		t.Errorf("patches %v", server.patches)
+	}
+}
+
 func TestArgoCDUpdateSelector(t *testing.T) {
 	p := newPromotion(t)
 	server, edge := serve(t, p, map[string]string{
@@ -232,6 +243,9 @@ func TestArgoCDUpdateRecorded(t *testing.T) {
 	want := []effects.Sync{{Namespace: "argocd", Name: "app", Revisions: []string{"abc"}, Step: "argocd-update"}}
 	if diff := cmp.Diff(want, p.log.Syncs()); diff != "" {
 		t.Errorf("syncs (-want +got):\n%s", diff)
+	}
+	if got := p.log.Requests(); len(got) != 0 {
+		t.Errorf("the sources were not to change, but logged is %+v", got)
 	}
 	// Golden case 324: without Argo CD there is nothing to say about this one.
 	open := config{"apps": []any{config{"name": "x"}}}

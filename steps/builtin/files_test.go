@@ -233,3 +233,20 @@ func TestUntar(t *testing.T) {
 		}
 	}
 }
+
+// No name in an archive leads out of the directory, or through anything that
+// is not a plain component.
+func FuzzEntryName(f *testing.F) {
+	for _, name := range []string{"a/b", "./a", "../a", "a/../../b", "/a", `a\b`, "a//b", "..", "a/..", ""} {
+		f.Add(name, 0)
+		f.Add(name, 1)
+	}
+	f.Fuzz(func(t *testing.T, name string, strip int) {
+		if strip < 0 {
+			return // the schema does not accept it
+		}
+		if got, ok := entryName(name, strip); ok && (!filepath.IsLocal(got) || got == "." || filepath.Clean(got) != got) {
+			t.Errorf("entryName(%q, %d) = %q", name, strip, got)
+		}
+	})
+}

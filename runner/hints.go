@@ -1,0 +1,46 @@
+package runner
+
+import (
+	"errors"
+	"strings"
+
+	"github.com/stepd/stepd/runner/expr"
+	"github.com/stepd/stepd/runner/load"
+)
+
+// hints says what Kargo's wording of an error leaves out.
+func hints(step *Step, err error) []string {
+	if err == nil {
+		return nil
+	}
+	var out []string
+	add := func(at load.Position, parts ...string) {
+		if at.Line > 0 {
+			parts = append([]string{at.String()}, parts...)
+		}
+		out = append(out, strings.Join(parts, ": "))
+	}
+	if e, ok := errors.AsType[*ConfigError](err); ok {
+		for _, v := range e.Violations {
+			pointer := v.Pointer
+			if v.Property != "" {
+				pointer += load.Pointer(v.Property)
+			}
+			parts := []string{v.Message}
+			if v.Hint != "" {
+				parts = append(parts, v.Hint)
+			}
+			add(step.Position("/config"+pointer), parts...)
+		}
+	}
+	if e, ok := errors.AsType[*UnknownKindError](err); ok && len(e.Near) > 0 {
+		add(step.Position("/uses"), "did you mean "+strings.Join(e.Near, ", ")+"?")
+	}
+	if e, ok := errors.AsType[*expr.HintedError](err); ok {
+		add(step.Position(""), e.Hint)
+	}
+	if e, ok := errors.AsType[*expr.UnreadableConfigError](err); ok {
+		add(step.Position("/config"), e.Error())
+	}
+	return out
+}
