@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/pflag"
 
@@ -56,6 +57,15 @@ func (f *edgeFlags) add(fl *pflag.FlagSet) {
 	f.plugins.add(fl)
 	fl.BoolVar(&f.plugins.debug, "debug-plugin", false, "say how to attach a debugger to each plugin, and use those that $STEPD_REATTACH_PLUGINS says run already")
 	fl.StringVar(&f.kubeContext, "kube-context", "", "context of --kubeconfig (default: its current one)")
+}
+
+// suppressed lists, for people, what a dry run does not do.
+func (f *edgeFlags) suppressed() string {
+	s := "nothing is pushed, no Argo CD Application is synced, no pull request is opened and no HTTP request is sent"
+	if len(f.allowHTTP) > 0 {
+		s += " but reading ones below " + strings.Join(f.allowHTTP, ", ")
+	}
+	return s
 }
 
 // newEdges makes the edges of one run. Credentials are made known to the

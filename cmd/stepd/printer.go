@@ -188,7 +188,4 @@ func indent(s string) string {
 	return "           " + strings.ReplaceAll(strings.TrimSpace(s), "\n", "\n           ")
 }
 
-// suppressed lists, for people, what a dry run does not do.
-const suppressed = "nothing is pushed, no Argo CD Application is synced, no pull request is opened and no HTTP request is sent"
-
 var _ runner.Observer = (*printer)(nil)

@@ -122,6 +122,9 @@ func runPromotion(ctx context.Context, a *app, f runFlags, format string) error 
 	if err != nil {
 		return &exitError{code: exitUsage, err: err}
 	}
+	if f.stageName != "" && resolved.Document.Kind == kargoapi.KindStage {
+		return usageError("--stage-name is for a task that runs without a Stage; ctx.stage is the name of Stage %q", resolved.Document.Name)
+	}
 	for _, w := range append(set.Warnings, resolved.Warnings...) {
 		a.statusf("warning: %s", printable(warningText(w)))
 	}
@@ -148,7 +151,7 @@ func runPromotion(ctx context.Context, a *app, f runFlags, format string) error 
 	}
 	pr := newPrinter(a, stepLines, e.ledger, p)
 	if !f.live {
-		a.statusf("dry run: %s (--live acts for real)", suppressed)
+		a.statusf("dry run: %s (--live acts for real)", f.edges.suppressed())
 	}
 	engine := &runner.Engine{
 		Registry: e.registry, Data: resolved.Data, Capabilities: e.capabilities, Observer: pr, Log: a.log(), Redactor: a.redactor,

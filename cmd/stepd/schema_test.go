@@ -2,14 +2,19 @@ package main
 
 import (
 	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
+
+	"sigs.k8s.io/yaml"
 
 	"github.com/stepd/stepd/internal/configschema"
 	"github.com/stepd/stepd/internal/sharedata"
-
-	"os"
-
-	"sigs.k8s.io/yaml"
+	"github.com/stepd/stepd/runner"
+	"github.com/stepd/stepd/runner/kargoapi"
+	"github.com/stepd/stepd/runner/load"
 )
 
 func compileDocumentSchema(t *testing.T, kind string) *configschema.Schema {
@@ -91,4 +96,62 @@ func TestArticleTaskHasOneSchemaError(t *testing.T) {
 		}
 	}
 	t.Errorf("desiredCommit was not refused: %v", vs)
+}
+
+// TestExamplesSatisfyTheDocumentSchemas holds what editors are given against the
+// documents people copy.
+func TestExamplesSatisfyTheDocumentSchemas(t *testing.T) {
+	set, err := load.Documents(t.Context(), []string{filepath.Join("..", "..", "examples", "promotiontasks")}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checked := 0
+	for _, d := range set.Documents {
+		if !slices.Contains(documentKinds(), d.Kind) {
+			continue
+		}
+		checked++
+		var v any
+		if err := json.Unmarshal(d.JSON, &v); err != nil {
+			t.Fatal(err)
+		}
+		for _, x := range compileDocumentSchema(t, d.Kind).Validate(v) {
+			t.Errorf("%s %s: %s %s", d.File, d.Name, x.Pointer, x.Message)
+		}
+	}
+	if checked < 8 {
+		t.Errorf("only %d documents were checked", checked)
+	}
+}
+
+// TestGoldenStagesSatisfyTheDocumentSchema: what Kargo accepts around the configs
+// of steps, the schema for editors accepts too.
+func TestGoldenStagesSatisfyTheDocumentSchema(t *testing.T) {
+	set, err := load.Documents(t.Context(), []string{sharedata.Path(t, "kargo", "golden", "cases")}, nil)
+	if err != nil && set == nil {
+		t.Fatal(err)
+	}
+	schema := compileDocumentSchema(t, "Stage")
+	checked := 0
+	for _, d := range load.Of[*kargoapi.Stage](set) {
+		stage, _ := load.As[*kargoapi.Stage](d)
+		// An empty list of steps is refused by the CRD, which the cases bypass.
+		if len(runner.Admit(d)) > 0 || stage.Spec.PromotionTemplate == nil || len(stage.Spec.PromotionTemplate.Spec.Steps) == 0 {
+			continue
+		}
+		var v map[string]any
+		if err := json.Unmarshal(d.JSON, &v); err != nil {
+			t.Fatal(err)
+		}
+		checked++
+		for _, x := range schema.Validate(v) {
+			// Cases are there to have bad configs; the envelope has to pass.
+			if !strings.Contains(x.Pointer, "/config") && !strings.HasSuffix(x.Message, "(allOf)") && !strings.HasSuffix(x.Message, "(oneOf)") {
+				t.Errorf("%s: %s %s", d.File, x.Pointer, x.Message)
+			}
+		}
+	}
+	if checked < 50 {
+		t.Errorf("only %d Stages were checked", checked)
+	}
 }
