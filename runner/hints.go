@@ -36,8 +36,12 @@ func hints(step *Step, err error) []string {
 	if e, ok := errors.AsType[*UnknownKindError](err); ok && len(e.Near) > 0 {
 		add(step.Position("/uses"), "did you mean "+strings.Join(e.Near, ", ")+"?")
 	}
-	if e, ok := errors.AsType[*expr.HintedError](err); ok {
-		add(step.Position(""), e.Hint)
+	if e, ok := errors.AsType[*expr.LocatedError](err); ok {
+		remark := "this cannot be evaluated"
+		if h, ok := errors.AsType[*expr.HintedError](err); ok {
+			remark = h.Hint
+		}
+		add(step.Position(e.Pointer), remark)
 	}
 	if e, ok := errors.AsType[*expr.UnreadableConfigError](err); ok {
 		add(step.Position("/config"), e.Error())

@@ -15,6 +15,15 @@ type Task struct {
 	Document *load.Document
 }
 
+// MissingVariableError says that nobody gives a value to a variable that a
+// task requires.
+type MissingVariableError struct{ Name string }
+
+// Error implements error in Kargo's words.
+func (e *MissingVariableError) Error() string {
+	return fmt.Sprintf("missing value for variable %q", e.Name)
+}
+
 // TaskLookup finds the task of a kind (kargoapi.KindPromotionTask or
 // KindClusterPromotionTask) and name. The error of a task that is not there
 // should be a *NotFoundError.
@@ -85,7 +94,7 @@ func taskVars(declared, passed []kargoapi.Variable, given map[string]bool) ([]ka
 		case v.Value != "":
 			base = append(base, v)
 		case !byRef[v.Name]:
-			return nil, fmt.Errorf("missing value for variable %q", v.Name)
+			return nil, &MissingVariableError{v.Name}
 		}
 	}
 	return append(base, passed...), nil

@@ -122,9 +122,29 @@ func (r *resolver) resolve() error {
 	r.metadata(freight)
 	r.p.Steps, err = Inflate(template, r.p.Vars, r.lookup)
 	if err != nil {
-		return fmt.Errorf("failed to inflate Promotion steps: %w", err)
+		err = fmt.Errorf("failed to inflate Promotion steps: %w", err)
+		if _, missing := errors.AsType[*MissingVariableError](err); missing && r.stage == nil {
+			err = fmt.Errorf("%w; give %s", err, strings.Join(r.requiredFlags(), " "))
+		}
+		return err
 	}
 	return nil
+}
+
+// requiredFlags lists what a task that runs by itself still needs.
+func (r *resolver) requiredFlags() []string {
+	task, err := r.lookup(r.doc.Kind, r.doc.Name)
+	if err != nil {
+		return nil
+	}
+	given := namesWithValue(r.o.Vars)
+	var flags []string
+	for _, v := range task.Spec.Vars {
+		if v.Value == "" && !given[v.Name] {
+			flags = append(flags, "--var "+v.Name+"=…")
+		}
+	}
+	return flags
 }
 
 func (r *resolver) warn(at load.Position, format string, args ...any) {

@@ -114,7 +114,7 @@ func TestBareTask(t *testing.T) {
 			t.Errorf("%s: a step of the task is at %s", tc.reason, pos)
 		}
 	}
-	if _, err := resolve(t, bareTask, runner.Options{}); err == nil || !strings.Contains(err.Error(), `missing value for variable "who"`) {
+	if _, err := resolve(t, bareTask, runner.Options{}); err == nil || !strings.HasSuffix(err.Error(), `missing value for variable "who"; give --var who=…`) {
 		t.Errorf("a required variable is missing: %v", err)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/stepd/stepd/runner/kargoapi"
+	"github.com/stepd/stepd/runner/load"
 	"github.com/stepd/stepd/steps"
 )
 
@@ -98,11 +99,11 @@ func (e *Evaluator) If(ctx context.Context, s *Scope, condition string) (bool, e
 	}
 	v, err := e.template(condition, env, statusFunctions)
 	if err != nil {
-		return false, err
+		return false, &LocatedError{err, "/if"}
 	}
 	b, ok := v.(bool)
 	if !ok {
-		return false, fmt.Errorf("expression must evaluate to a boolean, got %T", v)
+		return false, &LocatedError{fmt.Errorf("expression must evaluate to a boolean, got %T", v), "/if"}
 	}
 	return b, nil
 }
@@ -126,7 +127,7 @@ func (e *Evaluator) Config(ctx context.Context, s *Scope, config json.RawMessage
 	if err := json.Unmarshal(config, &in); err != nil {
 		return nil, fmt.Errorf("input is not valid JSON; are all expressions enclosed in quotes? %w", err)
 	}
-	out, err := e.walk(in, env)
+	out, err := e.walk(in, env, "")
 	if err != nil {
 		return nil, err
 	}
@@ -296,14 +297,18 @@ func wrapTime(t *time.Time) *Time {
 
 // walk evaluates every string value, in the order of keys so that of several
 // failures the same one is reported each time.
-func (e *Evaluator) walk(v any, env map[string]any) (any, error) {
+func (e *Evaluator) walk(v any, env map[string]any, at string) (any, error) {
 	switch v := v.(type) {
 	case string:
-		return e.template(v, env, statusFunctions)
+		x, err := e.template(v, env, statusFunctions)
+		if err != nil {
+			return nil, &LocatedError{err, "/config" + at}
+		}
+		return x, nil
 	case []any:
 		out := make([]any, len(v))
 		for i, item := range v {
-			x, err := e.walk(item, env)
+			x, err := e.walk(item, env, at+load.Pointer(i))
 			if err != nil {
 				return nil, err
 			}
@@ -318,7 +323,7 @@ func (e *Evaluator) walk(v any, env map[string]any) (any, error) {
 		sort.Strings(keys)
 		out := make(map[string]any, len(v))
 		for _, k := range keys {
-			x, err := e.walk(v[k], env)
+			x, err := e.walk(v[k], env, at+load.Pointer(k))
 			if err != nil {
 				return nil, err
 			}
@@ -393,6 +398,19 @@ func (e *HintedError) Error() string { return e.Err.Error() }
 
 // Unwrap returns the error without the hint.
 func (e *HintedError) Unwrap() error { return e.Err }
+
+// LocatedError is an error of a value that is written at a JSON pointer below
+// its step, such as /config/path or /if.
+type LocatedError struct {
+	Err     error
+	Pointer string
+}
+
+// Error implements error.
+func (e *LocatedError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the error without its place.
+func (e *LocatedError) Unwrap() error { return e.Err }
 
 // explain adds to expr's wording of a common mistake what it leaves out.
 func explain(err error) error {
