@@ -67,6 +67,8 @@ func Registrations(e Edges) []steps.Registration {
 		GitPush(e.Git, e.GitPolicy, e.Wait),
 		GitTag(),
 		GitWaitForPR(e.PullRequests),
+		HelmTemplate(),
+		HelmUpdateChart(),
 		HTTP(e.HTTP),
 		HTTPDownload(e.Downloads),
 		JSONParse(),
