@@ -54,7 +54,7 @@ func (w *httpWire) advertise(ctx context.Context, service string, v2 bool) (io.R
 			_ = res.Body.Close()
 			return nil, malformed("content type %q: this is not a Git repository over smart HTTP", clean(got))
 		}
-		return res.Body, nil
+		return drained{res.Body}, nil
 	}
 	return nil, malformed("too many redirects")
 }
@@ -68,7 +68,16 @@ func (w *httpWire) call(ctx context.Context, service string, v2 bool, request []
 		_ = res.Body.Close()
 		return nil, malformed("content type %q", clean(got))
 	}
-	return res.Body, nil
+	return drained{res.Body}, nil
+}
+
+// drained reads a little more before it closes, so that the connection can be
+// used again.
+type drained struct{ io.ReadCloser }
+
+func (d drained) Close() error {
+	_, _ = io.CopyN(io.Discard, d.ReadCloser, 4<<10)
+	return d.ReadCloser.Close()
 }
 
 func (w *httpWire) url() *url.URL {

@@ -54,7 +54,10 @@ func (p *pktReader) next() (pktKind, []byte, error) {
 	}
 	data := p.buf[:n-4]
 	if _, err := io.ReadFull(p.r, data); err != nil {
-		return 0, nil, fmt.Errorf("the answer ends inside a packet: %w", io.ErrUnexpectedEOF)
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return 0, nil, fmt.Errorf("cannot read a packet: %w", err)
 	}
 	if text, ok := bytes.CutPrefix(data, []byte("ERR ")); ok {
 		return 0, nil, &ServerError{Text: clean(string(text))}

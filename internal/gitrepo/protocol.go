@@ -166,7 +166,7 @@ func lsRefs(ctx context.Context, w wire, prefixes []string) (refs map[string]Has
 	if err != nil {
 		return nil, "", err
 	}
-	defer closeBody(body)
+	defer func() { _ = body.Close() }()
 	p := newPktReader(limit(body, maxAdvertisement, "a list of references"))
 	refs = map[string]Hash{}
 	for {
@@ -212,7 +212,7 @@ func fetch(ctx context.Context, w wire, pr profile, q fetchQuery, sink packSink)
 	if err != nil {
 		return err
 	}
-	defer closeBody(body)
+	defer func() { _ = body.Close() }()
 	p := newPktReader(limit(body, q.max, "a pack"))
 	sb := &sideband{p: p}
 	if pr.v2 {
@@ -339,7 +339,7 @@ func push(ctx context.Context, w wire, ref string, old, tip Hash, objects []Obje
 	if err != nil {
 		return err
 	}
-	defer closeBody(body)
+	defer func() { _ = body.Close() }()
 	sb := &sideband{p: newPktReader(limit(body, maxReport, "a push report"))}
 	return readReport(sb, ref)
 }
@@ -391,10 +391,4 @@ func unexpectedEnd(err error) error {
 		return fmt.Errorf("the answer of the git server ends too early: %w", io.ErrUnexpectedEOF)
 	}
 	return err
-}
-
-// closeBody drains a little, so that the connection can be used again.
-func closeBody(body io.ReadCloser) {
-	_, _ = io.CopyN(io.Discard, body, 4<<10)
-	_ = body.Close()
 }

@@ -76,7 +76,7 @@ func (r *remote) discover(ctx context.Context) (*advertisement, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer closeBody(body)
+	defer func() { _ = body.Close() }()
 	a, err := readAdvertisement(body)
 	if err != nil {
 		return nil, err

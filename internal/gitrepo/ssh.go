@@ -117,7 +117,7 @@ func (w *sshWire) call(ctx context.Context, service string, v2 bool, request []b
 	}
 	if err != nil {
 		_ = s.Close()
-		return nil, s.explain(err)
+		return nil, err
 	}
 	_ = s.stdin.Close() // the answer will tell if this failed
 	return s, nil
@@ -125,7 +125,7 @@ func (w *sshWire) call(ctx context.Context, service string, v2 bool, request []b
 
 // sshSession is one running service.
 type sshSession struct {
-	io.Reader
+	stdout  io.Reader
 	stdin   io.WriteCloser
 	session *ssh.Session
 	stderr  *capped
@@ -143,13 +143,21 @@ func (s *sshSession) Close() error {
 	return nil
 }
 
-// explain adds what the server printed, which is where hosts say "repository
-// not found".
-func (s *sshSession) explain(err error) error {
-	if text := clean(s.stderr.String()); text != "" && errors.Is(err, io.ErrUnexpectedEOF) {
-		return &ServerError{Text: text}
+// Read implements io.Reader. When the service ends in failure, the error is
+// what it printed, which is where hosts say "repository not found".
+func (s *sshSession) Read(p []byte) (int, error) {
+	n, err := s.stdout.Read(p)
+	if n == 0 && errors.Is(err, io.EOF) {
+		var exit *ssh.ExitError
+		if errors.As(s.session.Wait(), &exit) {
+			text := clean(s.stderr.String())
+			if text == "" {
+				text = fmt.Sprintf("exit status %d", exit.ExitStatus())
+			}
+			return 0, &ServerError{Text: text}
+		}
 	}
-	return err
+	return n, err
 }
 
 func (w *sshWire) start(ctx context.Context, service string, v2 bool) (*sshSession, error) {
@@ -172,7 +180,7 @@ func (w *sshWire) start(ctx context.Context, service string, v2 bool) (*sshSessi
 		_ = session.Setenv("GIT_PROTOCOL", "version=2") // a server that will not take it speaks v0
 	}
 	if s.stdin, err = session.StdinPipe(); err == nil {
-		if s.Reader, err = session.StdoutPipe(); err == nil {
+		if s.stdout, err = session.StdoutPipe(); err == nil {
 			err = session.Start(service + " '" + strings.ReplaceAll(w.path, "'", `'\''`) + "'")
 		}
 	}

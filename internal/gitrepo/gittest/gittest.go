@@ -429,3 +429,11 @@ func (w *countingWriter) Write(p []byte) (int, error) {
 
 // Unwrap lets http.ResponseController flush and hijack.
 func (w *countingWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// WriteFile writes a file into the bare repository's directory.
+func (s *Server) WriteFile(t testing.TB, name, file, data string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(s.Dir(name), filepath.FromSlash(file)), []byte(data), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
