@@ -28,7 +28,6 @@ type sshServer struct {
 	takesEnv   bool   // as with AcceptEnv GIT_PROTOCOL
 	mu         sync.Mutex
 	commands   []string
-	sessions   int
 	connection int
 }
 
