@@ -1,11 +1,13 @@
 package main
 
 import (
+	"errors"
 	"time"
 
 	"github.com/stepd/stepd/internal/effects"
 	"github.com/stepd/stepd/internal/redact"
 	"github.com/stepd/stepd/runner"
+	"github.com/stepd/stepd/steps"
 )
 
 // report is what `stepd run` says about a promotion; both output formats are
@@ -32,6 +34,9 @@ type stepReport struct {
 	StartedAt  *time.Time     `json:"startedAt"`
 	FinishedAt *time.Time     `json:"finishedAt"`
 	Output     map[string]any `json:"output"`
+	// Detail is what a failure says for machines, such as the rejected[] list
+	// of a refused verification; absent when there is none.
+	Detail map[string]any `json:"detail,omitempty"`
 }
 
 // newReport makes a report of an outcome, with secrets masked. Everything is
@@ -42,7 +47,7 @@ func newReport(o runner.Outcome, log *effects.Log, live bool, all, credentials *
 	for _, s := range o.Steps {
 		r.Steps = append(r.Steps, stepReport{
 			Alias: s.Alias, Uses: s.Uses, Status: string(s.Status), Message: s.Message,
-			StartedAt: s.StartedAt, FinishedAt: s.FinishedAt, Output: s.Output,
+			StartedAt: s.StartedAt, FinishedAt: s.FinishedAt, Output: s.Output, Detail: structured(s.Err),
 		})
 	}
 	for _, c := range log.Commits() {
@@ -58,6 +63,14 @@ func newReport(o runner.Outcome, log *effects.Log, live bool, all, credentials *
 		r.State = credentials.Value(o.State).(map[string]any)
 	}
 	return r
+}
+
+func structured(err error) map[string]any {
+	var d steps.Detailer
+	if !errors.As(err, &d) {
+		return nil
+	}
+	return d.Detail()
 }
 
 // code returns the exit code for an outcome: that of the first step that made
