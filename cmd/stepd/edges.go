@@ -20,7 +20,6 @@ import (
 	"github.com/stepd/stepd/internal/ocipush"
 	"github.com/stepd/stepd/internal/pullrequest"
 	"github.com/stepd/stepd/internal/redact"
-	"github.com/stepd/stepd/internal/sigverify"
 	"github.com/stepd/stepd/internal/verification"
 	"github.com/stepd/stepd/runner"
 	"github.com/stepd/stepd/runner/kargoapi"
@@ -82,10 +81,6 @@ func newEdges(a *app, f edgeFlags, live bool, set *load.Set, resources builtin.R
 		Credentials: source,
 		GitUser:     a.redactor.GitUser(gitUserOf(set)),
 	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return nil, fmt.Errorf("cannot find a place for caches: %w; set XDG_CACHE_HOME", err)
-	}
 	registries := &ociart.Transports{}
 
 	b := builtin.Edges{Registries: registries, ArgoCDNamespace: os.Getenv("ARGOCD_NAMESPACE"), GitPolicy: builtin.IntegrationPolicy(os.Getenv("GIT_PUSH_INTEGRATION_POLICY"))}
@@ -129,12 +124,14 @@ func newEdges(a *app, f edgeFlags, live bool, set *load.Set, resources builtin.R
 	var commits gitrepo.Dialer
 	var intents string
 	if live {
+		var err error
 		if intents, err = stateDir("intents"); err != nil {
-			return nil, err
+			a.statusf("warning: atomic-commit will not run: %v", err)
 		}
 		commits = gitrepo.NewLive(gitrepo.LiveOptions{Log: e.effects})
 	} else {
 		// Nobody resumes a dry run.
+		var err error
 		if intents, err = os.MkdirTemp("", "stepd-intents-"); err != nil {
 			return nil, fmt.Errorf("cannot make a place for intents: %w", err)
 		}
@@ -147,7 +144,7 @@ func newEdges(a *app, f edgeFlags, live bool, set *load.Set, resources builtin.R
 			Transports: registries,
 			Secrets:    a.redactor.Secrets(documentSecrets{set}),
 			Trust:      ociverified.BesideConfig{},
-			TUF:        &sigverify.TUF{CacheDir: filepath.Join(cache, "stepd", "tuf")},
+			TUF:        tufCache(),
 			Ledger:     e.ledger,
 			UserAgent:  "stepd/" + readVersion().Version,
 		}),
