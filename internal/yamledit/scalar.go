@@ -114,11 +114,12 @@ func (s Scalar) Equal(o Scalar) bool {
 	return xOK && yOK && x == y && math.Abs(x) < 1<<53
 }
 
-// String describes the scalar for messages: strings are quoted.
+// String describes the scalar for messages: strings are quoted, and cut when
+// they are long.
 func (s Scalar) String() string {
 	switch s.Kind {
 	case String:
-		return strconv.Quote(s.Text)
+		return shorten(s.Text)
 	case Null:
 		return "null"
 	}
@@ -207,7 +208,7 @@ func convert(v, old Scalar, t ValueType) (Scalar, error) {
 }
 
 func shorten(s string) string {
-	const limit = 40
+	const limit = 80
 	if r := []rune(s); len(r) > limit {
 		s = string(r[:limit]) + "…"
 	}

@@ -335,10 +335,8 @@ func plainSafe(text string, flow bool) bool {
 	}
 	for i := range len(text) {
 		switch c := text[i]; {
-		case c == ':' && (i+1 == len(text) || isSpace(text[i+1]) || flow):
-			if !flow || i+1 == len(text) || isSpace(text[i+1]) || isFlowEnd(text[i+1]) {
-				return false
-			}
+		case c == ':' && (flow || i+1 == len(text) || isSpace(text[i+1])):
+			return false
 		case c == '#' && i > 0 && isSpace(text[i-1]):
 			return false
 		case flow && isFlowEnd(c):

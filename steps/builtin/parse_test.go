@@ -3,12 +3,15 @@ package builtin
 import (
 	"encoding/json"
 	"math"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/pelletier/go-toml/v2"
 
+	"github.com/stepd/stepd/internal/yamledit"
 	"github.com/stepd/stepd/steps"
 )
 
@@ -215,4 +218,51 @@ func replaceOnce(t *testing.T, text, old, by string) string {
 		t.Fatalf("%q is not in the text", old)
 	}
 	return before + by + after
+}
+
+// FuzzTOMLUpdate sets a key of arbitrary TOML. What is accepted must hold the
+// value afterwards.
+func FuzzTOMLUpdate(f *testing.F) {
+	f.Add(tomlFile, "x.1.z.0.w", "v")
+	f.Add("a = [[1, 2], [{b = 1}]]\n", "a.1.0.b", "'\n")
+	f.Add("a.b.c = 1979-05-27T07:32:00Z\n[t.'u v']\nk=+inf", "t.u v.k", "")
+	f.Add("s = \"\"\"\\\n  x\"\"\"\ni = {a = {b = true}}", "i.a.b", "\u0000")
+	f.Fuzz(func(t *testing.T, text, key, value string) {
+		at, err := findTOML([]byte(text), key)
+		if err != nil {
+			return
+		}
+		rendered, err := tomlValue(value)
+		if err != nil {
+			return
+		}
+		edited := text[:at.Offset] + rendered + text[at.Offset+at.Length:]
+		if err := sameTOMLExcept([]byte(text), []byte(edited), key); err != nil {
+			return // refused, which is always safe
+		}
+		var document map[string]any
+		if err := toml.Unmarshal([]byte(edited), &document); err != nil {
+			t.Fatal(err)
+		}
+		parts, err := yamledit.SplitKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var v any = document
+		for _, p := range parts {
+			switch c := v.(type) {
+			case map[string]any:
+				v = c[p]
+			case []any:
+				i, err := strconv.Atoi(p)
+				if err != nil {
+					t.Fatal(err)
+				}
+				v = c[i]
+			}
+		}
+		if v != any(value) {
+			t.Fatalf("%q → %q: %s is %#v, want %q", text, edited, key, v, value)
+		}
+	})
 }

@@ -55,7 +55,7 @@ func runTOMLUpdate(_ context.Context, sc *steps.Context) (steps.Result, error) {
 			return fail("%s: key %q: %w", cfg.Path, u.Key, err)
 		}
 		edited := bytes.Join([][]byte{text[:at.Offset], text[at.Offset+at.Length:]}, []byte(rendered))
-		if err := toml.Unmarshal(edited, &map[string]any{}); err != nil {
+		if err := sameTOMLExcept(text, edited, u.Key); err != nil {
 			return fail("%s: key %q cannot be changed safely: %w", cfg.Path, u.Key, err)
 		}
 		text = edited
@@ -135,6 +135,57 @@ func findTOML(text []byte, key string) (unstable.Range, error) {
 		return unstable.Range{}, errors.New("key path does not address a scalar")
 	}
 	return unstable.Range{}, errors.New("key path not found")
+}
+
+// sameTOMLExcept makes sure that an edit changed the value at key only.
+func sameTOMLExcept(before, after []byte, key string) error {
+	parts, err := yamledit.SplitKey(key)
+	if err != nil {
+		return err
+	}
+	var texts [2][]byte
+	for i, text := range [2][]byte{before, after} {
+		document := map[string]any{}
+		if err := toml.Unmarshal(text, &document); err != nil {
+			return err
+		}
+		if !blank(document, parts) {
+			return errors.New("the key would move")
+		}
+		if texts[i], err = toml.Marshal(document); err != nil {
+			return err
+		}
+	}
+	if !bytes.Equal(texts[0], texts[1]) {
+		return errors.New("another key would change")
+	}
+	return nil
+}
+
+// blank sets the value at a path of a decoded document to a constant.
+func blank(v any, parts []string) bool {
+	switch v := v.(type) {
+	case map[string]any:
+		if _, ok := v[parts[0]]; !ok {
+			return false
+		}
+		if len(parts) > 1 {
+			return blank(v[parts[0]], parts[1:])
+		}
+		v[parts[0]] = ""
+		return true
+	case []any:
+		i, err := strconv.Atoi(parts[0])
+		if err != nil || i < 0 || i >= len(v) {
+			return false
+		}
+		if len(parts) > 1 {
+			return blank(v[i], parts[1:])
+		}
+		v[i] = ""
+		return true
+	}
+	return false
 }
 
 // withIndices inserts, after every array of tables on a path, the index of its

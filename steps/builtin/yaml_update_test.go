@@ -1,6 +1,7 @@
 package builtin
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -40,6 +41,8 @@ func TestYAMLUpdate(t *testing.T) {
 		"anchor":      {"Kargo's line loses an unused anchor", "a: &x old\n", sets{set("a", "new")}, "a: new\n", "- a: new"},
 		"used anchor": {"Kargo would leave the alias dangling", "a: &x old\nb: *x\n", sets{set("a", "new")}, "a: &x new\nb: *x\n", "- a: new"},
 		"object":      {"an object is written as JSON", "a: x # c\n", sets{set("a", map[string]any{"k": []any{1, "x"}})}, "a: {\"k\":[1,\"x\"]}\n", `- a: {"k":[1,"x"]}`},
+		"F14":         {"the comment of a changed line is lost", "a:\n- b: old # note\n", sets{set("a.0.b", "new")}, "a:\n- b: new\n", "- a.0.b: new"},
+		"F21":         {"long lines elsewhere do not matter", "a: x\nb: " + strings.Repeat("y", 700_000) + "\n", sets{set("a", "z")}, "a: z\nb: " + strings.Repeat("y", 700_000) + "\n", "- a: z"},
 		"documents":   {"only the first document", "a: x\n---\na: x\n", sets{set("a", "z")}, "a: z\n---\na: x\n", "- a: z"},
 	}
 	for name, tc := range cases {
