@@ -126,7 +126,14 @@ func (r *liveRemote) Push(ctx context.Context, p Push) error {
 	}
 	// Old blobs are only needed to show the diff: read them while pushing.
 	diffs := make(chan []string, 1)
-	go func() { diffs <- diffAll(ctx, r.remote, p) }()
+	go func() {
+		texts := make([]string, len(p.Commits))
+		defer func() {
+			_ = recover() // a diff that cannot be made must not end the process
+			diffs <- texts
+		}()
+		texts = diffAll(ctx, r.remote, p)
+	}()
 	err := r.remote.Push(ctx, p)
 	texts := <-diffs
 	if err != nil {

@@ -4,9 +4,10 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 
-	"github.com/go-git/go-git/v5/plumbing/format/gitattributes"
+	"github.com/bmatcuk/doublestar/v4"
 
 	"github.com/stepd/stepd/internal/gitrepo"
 )
@@ -18,15 +19,15 @@ const attributesFile = ".gitattributes"
 // line-ending conversion, so where .gitattributes asks for one, the bytes must
 // already be what it would produce.
 func checkAttributes(ctx context.Context, r gitrepo.Remote, t *gitrepo.Trees, changes []gitrepo.Change) error {
-	matcher, err := readAttributes(ctx, r, t, changes)
-	if err != nil || matcher == nil {
+	rules, err := readAttributes(ctx, r, t, changes)
+	if err != nil || rules == nil {
 		return err
 	}
 	for _, c := range changes {
 		if c.Mode == gitrepo.ModeAbsent {
 			continue
 		}
-		a := attributesOf(matcher, c.Path)
+		a := attributesOf(rules, c.Path)
 		if a.filter != "" {
 			return configErrorf("%q has the attribute filter=%s in .gitattributes, which this step does not run; keep such files out of it", c.Path, oneLine(a.filter))
 		}
@@ -76,32 +77,29 @@ type attributes struct {
 	text             textAttribute
 }
 
-func attributesOf(m gitattributes.Matcher, path string) attributes {
-	found, _ := m.Match(strings.Split(path, "/"), []string{"filter", "working-tree-encoding", "ident", "text", "eol", "crlf"})
-	get := func(name string) gitattributes.Attribute { return found[name] }
+func attributesOf(rules []attributeRule, path string) attributes {
+	found := lookUp(rules, path)
 	var a attributes
-	if f := get("filter"); f != nil && f.IsValueSet() {
-		a.filter = f.Value()
+	if v := found["filter"]; v != unset && v != set {
+		a.filter = v
 	}
-	if e := get("working-tree-encoding"); e != nil && e.IsValueSet() && !strings.EqualFold(e.Value(), "utf-8") {
-		a.encoding = e.Value()
+	if v := found["working-tree-encoding"]; v != unset && v != set && !strings.EqualFold(v, "utf-8") {
+		a.encoding = v
 	}
-	if i := get("ident"); i != nil {
-		a.ident = i.IsSet()
-	}
-	text := get("text")
-	if text == nil || text.IsUnspecified() {
-		text = get("crlf") // the old name
+	a.ident = found["ident"] == set
+	text, ok := found["text"]
+	if !ok {
+		text, ok = found["crlf"], found["crlf"] != "" // the old name
 	}
 	switch {
-	case text != nil && text.IsSet():
+	case ok && text == set:
 		a.text = textSet
-	case text != nil && text.IsUnset():
+	case ok && text == unset:
 		return a
-	case text != nil && text.IsValueSet() && text.Value() == "auto":
+	case text == "auto":
 		a.text = textAuto
 	}
-	if eol := get("eol"); eol != nil && eol.IsValueSet() && a.text == textRaw {
+	if eol := found["eol"]; (eol == "lf" || eol == "crlf") && a.text == textRaw {
 		a.text = textSet
 	}
 	return a
@@ -110,7 +108,7 @@ func attributesOf(m gitattributes.Matcher, path string) attributes {
 // readAttributes reads the .gitattributes on the way to the changed paths, from
 // the root down; nil when there are none. One that the changes write counts as
 // written.
-func readAttributes(ctx context.Context, r gitrepo.Remote, t *gitrepo.Trees, changes []gitrepo.Change) (gitattributes.Matcher, error) {
+func readAttributes(ctx context.Context, r gitrepo.Remote, t *gitrepo.Trees, changes []gitrepo.Change) ([]attributeRule, error) {
 	written := map[string]gitrepo.Change{}
 	for _, c := range changes {
 		written[c.Path] = c
@@ -153,7 +151,7 @@ func readAttributes(ctx context.Context, r gitrepo.Remote, t *gitrepo.Trees, cha
 	if err != nil {
 		return nil, err
 	}
-	stack := builtinAttributes()
+	rules := builtinAttributes()
 	for _, f := range files {
 		if f.data == nil && !f.id.IsZero() {
 			data, ok := blobs[f.id]
@@ -166,30 +164,147 @@ func readAttributes(ctx context.Context, r gitrepo.Remote, t *gitrepo.Trees, cha
 		if err != nil {
 			return nil, err
 		}
-		stack = append(stack, m...)
+		rules = append(rules, m...)
 	}
-	return gitattributes.NewMatcher(stack), nil
+	return rules, nil
 }
+
+// attributeRule is one line of a .gitattributes file (gitattributes(5)). go-git's
+// matcher lets the least specific line win, and panics on some patterns.
+type attributeRule struct {
+	// dir is the directory of the file; pattern is relative to it.
+	dir, pattern string
+	// anywhere: the pattern is for the last component, at any depth.
+	anywhere bool
+	// macro, if not empty, is the name the line defines instead.
+	macro  string
+	states []attributeState
+}
+
+// attributeState is one attribute of a line: set, unset, a value, or taken back
+// to unspecified by the empty string.
+type attributeState struct{ name, value string }
+
+// Values of attributes that have none. No file can contain these.
+const (
+	set   = "\x00set"
+	unset = "\x00unset"
+)
 
 // builtinAttributes is the one macro Git has built in.
-func builtinAttributes() []gitattributes.MatchAttribute {
-	m, err := gitattributes.ParseAttributesLine("[attr]binary -diff -merge -text", nil, true)
-	if err != nil {
-		panic(err) // the line is constant
-	}
-	return []gitattributes.MatchAttribute{m}
+func builtinAttributes() []attributeRule {
+	return []attributeRule{{macro: "binary", states: []attributeState{{"diff", unset}, {"merge", unset}, {"text", unset}}}}
 }
 
-func parseAttributes(data []byte, dir string) ([]gitattributes.MatchAttribute, error) {
-	var domain []string
-	if dir != "" {
-		domain = strings.Split(dir, "/")
+// lookUp returns the attributes of a path; later lines win.
+func lookUp(rules []attributeRule, path string) map[string]string {
+	macros := map[string][]attributeState{}
+	found := map[string]string{}
+	for _, r := range rules {
+		if r.macro != "" {
+			macros[r.macro] = r.states
+			continue
+		}
+		if !r.matches(path) {
+			continue
+		}
+		for _, st := range r.states {
+			if st.value == set {
+				for _, m := range macros[st.name] {
+					found[m.name] = m.value
+				}
+			}
+			found[st.name] = st.value
+		}
 	}
-	m, err := gitattributes.ReadAttributes(bytes.NewReader(data), domain, dir == "")
+	for name, v := range found {
+		if v == "" {
+			delete(found, name)
+		}
+	}
+	return found
+}
+
+func (r attributeRule) matches(path string) bool {
+	if r.dir != "" {
+		rest, ok := strings.CutPrefix(path, r.dir+"/")
+		if !ok {
+			return false
+		}
+		path = rest
+	}
+	if r.anywhere {
+		path = path[strings.LastIndexByte(path, '/')+1:]
+	}
+	return doublestar.MatchUnvalidated(r.pattern, path)
+}
+
+// maxAttributesFile is git's own limit.
+const maxAttributesFile = 100 << 20
+
+// parseAttributes reads a .gitattributes file. A line it cannot understand is
+// an error: what it would have said is not known.
+func parseAttributes(data []byte, dir string) ([]attributeRule, error) {
+	if len(data) > maxAttributesFile {
+		return nil, configErrorf("the .gitattributes in %q is larger than %d bytes", dir, maxAttributesFile)
+	}
+	var rules []attributeRule
+	for line := range strings.Lines(strings.TrimPrefix(string(data), "\ufeff")) {
+		line = strings.TrimSpace(line)
+		if line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		pattern, rest, err := cutPattern(line)
+		if err != nil || !doublestar.ValidatePattern(pattern) {
+			return nil, configErrorf("cannot understand the line %q of .gitattributes in %q", oneLine(line), dir)
+		}
+		r := attributeRule{dir: dir, pattern: pattern}
+		if name, ok := strings.CutPrefix(pattern, "[attr]"); ok {
+			if dir != "" { // git allows macros at the root only, and ignores others
+				continue
+			}
+			r.macro = name
+		}
+		r.anywhere = !strings.Contains(pattern, "/")
+		r.pattern = strings.NewReplacer("{", `\{`, "}", `\}`).Replace(strings.TrimPrefix(pattern, "/"))
+		if strings.HasPrefix(pattern, "!") || strings.HasSuffix(pattern, "/") {
+			continue // negative patterns are forbidden, and directories have no attributes
+		}
+		for _, f := range strings.Fields(rest) {
+			r.states = append(r.states, parseState(f))
+		}
+		rules = append(rules, r)
+	}
+	return rules, nil
+}
+
+func parseState(f string) attributeState {
+	switch {
+	case strings.HasPrefix(f, "-"):
+		return attributeState{f[1:], unset}
+	case strings.HasPrefix(f, "!"):
+		return attributeState{f[1:], ""}
+	}
+	if name, value, ok := strings.Cut(f, "="); ok {
+		return attributeState{name, value}
+	}
+	return attributeState{f, set}
+}
+
+// cutPattern takes the pattern off a line; it may be quoted as in C.
+func cutPattern(line string) (pattern, rest string, err error) {
+	if !strings.HasPrefix(line, `"`) {
+		if i := strings.IndexAny(line, " \t"); i >= 0 {
+			return line[:i], line[i:], nil
+		}
+		return line, "", nil
+	}
+	quoted, err := strconv.QuotedPrefix(line)
 	if err != nil {
-		return nil, configErrorf("cannot understand .gitattributes in %q: %w", dir, err)
+		return "", "", err
 	}
-	return m, nil
+	pattern, err = strconv.Unquote(quoted)
+	return pattern, line[len(quoted):], err
 }
 
 // ancestors of "a/b/c" are "a" and "a/b".

@@ -209,8 +209,40 @@ func (o *owner) run() {
 			t.Stop()
 			continue
 		}
-		o.process(batch)
+		o.processSafely(batch)
 	}
+}
+
+// processSafely keeps a panic, which hostile data could provoke in a parser,
+// from ending the process: this goroutine is not the callers'.
+func (o *owner) processSafely(batch []*job) {
+	defer func() {
+		if r := recover(); r != nil {
+			o.tip, o.readAt, o.hint = branchState{}, time.Time{}, gitrepo.ZeroHash
+			for _, j := range o.unqueued(batch) {
+				j.finish(nil, fmt.Errorf("internal error: %v", r))
+			}
+		}
+	}()
+	o.process(batch)
+}
+
+// unqueued are the jobs of a batch that have neither a result nor a place in
+// the queue.
+func (o *owner) unqueued(batch []*job) []*job {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	queued := map[*job]bool{}
+	for _, j := range o.queue {
+		queued[j] = true
+	}
+	var rest []*job
+	for _, j := range open(batch) {
+		if !queued[j] {
+			rest = append(rest, j)
+		}
+	}
+	return rest
 }
 
 // next takes the jobs that can go together: those that are due, in order of

@@ -18,7 +18,6 @@ import (
 	"github.com/go-git/go-git/v5/plumbing/cache"
 	"github.com/go-git/go-git/v5/plumbing/filemode"
 	gitconfig "github.com/go-git/go-git/v5/plumbing/format/config"
-	"github.com/go-git/go-git/v5/plumbing/format/gitattributes"
 	"github.com/go-git/go-git/v5/plumbing/format/gitignore"
 	"github.com/go-git/go-git/v5/plumbing/format/index"
 	"github.com/go-git/go-git/v5/plumbing/object"
@@ -40,7 +39,7 @@ type worktree struct {
 	indexed time.Time
 
 	ignore     []gitignore.Pattern
-	attributes []gitattributes.MatchAttribute
+	attributes []attributeRule
 	changes    []gitrepo.Change
 	seen       map[string]bool
 	size       int
@@ -437,7 +436,7 @@ func (w *worktree) unchanged(e *index.Entry, info fs.FileInfo) bool {
 
 // convert does what Git's clean filters would: line endings. Others it refuses.
 func (w *worktree) convert(c *gitrepo.Change) error {
-	a := attributesOf(gitattributes.NewMatcher(w.attributes), c.Path)
+	a := attributesOf(w.attributes, c.Path)
 	switch {
 	case a.filter != "":
 		return configErrorf("%q has the attribute filter=%s in .gitattributes, which this step does not run; keep such files out of it", c.Path, oneLine(a.filter))
