@@ -87,16 +87,14 @@ func runGitClone(ctx context.Context, sc *steps.Context, access gitAccess) (step
 	}
 
 	args := []string{"clone", "--bare", "--quiet"}
+	for _, s := range [][2]string{{keyRepoDir, repo}, {keyHomeDir, home}, {keyOriginalURL, clean}} {
+		args = append(args, "--config", s[0]+"="+s[1])
+	}
 	if cfg.Blobless {
 		args = append(args, "--filter", "blob:none")
 	}
 	if _, err := env.Run(ctx, home, append(args, "--", clean, repo)...); err != nil {
 		return errored(fmt.Errorf("error cloning %s: %w", clean, err))
-	}
-	for _, s := range [][2]string{{keyRepoDir, repo}, {keyHomeDir, home}, {keyOriginalURL, clean}} {
-		if _, err := env.Run(ctx, repo, "config", s[0], s[1]); err != nil {
-			return errored(err)
-		}
 	}
 
 	commits := map[string]any{}

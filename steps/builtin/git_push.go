@@ -52,7 +52,7 @@ var (
 // one branch are serialised within the process. wait is used between attempts;
 // nil waits for real.
 func GitPush(remotes gitremote.Remotes, policy IntegrationPolicy, wait Wait) steps.Registration {
-	locks := &keyedLocks{held: map[string]chan struct{}{}}
+	locks := &keyedLocks{held: map[string]*keyedLock{}}
 	return registration("git-push", runWith(func(ctx context.Context, sc *steps.Context, caps steps.Capabilities) (steps.Result, error) {
 		p := pusher{access: gitAccess{remotes, caps}, policy: policy, wait: wait.orReal(), locks: locks}
 		return p.run(ctx, sc)
@@ -283,21 +283,35 @@ func (w Wait) orReal() Wait {
 // keyedLocks are mutexes by name that a context can stop waiting for.
 type keyedLocks struct {
 	mu   sync.Mutex
-	held map[string]chan struct{}
+	held map[string]*keyedLock
+}
+
+type keyedLock struct {
+	gate  chan struct{}
+	users int
 }
 
 func (k *keyedLocks) lock(ctx context.Context, key string) (unlock func(), err error) {
 	k.mu.Lock()
-	gate, ok := k.held[key]
+	l, ok := k.held[key]
 	if !ok {
-		gate = make(chan struct{}, 1)
-		k.held[key] = gate
+		l = &keyedLock{gate: make(chan struct{}, 1)}
+		k.held[key] = l
 	}
+	l.users++
 	k.mu.Unlock()
+	leave := func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if l.users--; l.users == 0 {
+			delete(k.held, key)
+		}
+	}
 	select {
-	case gate <- struct{}{}:
-		return func() { <-gate }, nil
+	case l.gate <- struct{}{}:
+		return func() { <-l.gate; leave() }, nil
 	case <-ctx.Done():
+		leave()
 		return nil, context.Cause(ctx)
 	}
 }

@@ -583,3 +583,36 @@ func signingKey(t *testing.T) string {
 	}
 	return string(key)
 }
+
+func TestKeyedLocks(t *testing.T) {
+	locks := &keyedLocks{held: map[string]*keyedLock{}}
+	unlock, err := locks.lock(t.Context(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := locks.lock(t.Context(), "b")
+	if err != nil {
+		t.Fatal("another name is locked too")
+	}
+	other()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := locks.lock(ctx, "a"); err == nil {
+		t.Error("locked twice")
+	}
+	next := make(chan struct{})
+	go func() {
+		defer close(next)
+		again, err := locks.lock(t.Context(), "a")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		again()
+	}()
+	unlock()
+	<-next
+	if len(locks.held) != 0 {
+		t.Errorf("%d locks are kept", len(locks.held))
+	}
+}

@@ -98,7 +98,7 @@ func runHTTP(ctx context.Context, sc *steps.Context, edge httpedge.Edge, cfg htt
 		return steps.Result{Status: steps.Succeeded, Message: unsent.Error() + "; its outputs are null", Output: outputs}, nil
 	}
 	if err != nil {
-		return errored(fmt.Errorf("error sending HTTP request: %w", err))
+		return errored(fmt.Errorf("error sending HTTP request: %w", withoutQuery(err)))
 	}
 	defer func() { _ = resp.Body.Close() }()
 	body, err := readBody(resp, cfg.ResponseContentType)
@@ -157,6 +157,19 @@ func (c httpRequest) request(ctx context.Context, method, body string) (*http.Re
 		req.URL.RawQuery = query.Encode()
 	}
 	return req, nil
+}
+
+// withoutQuery takes the query and user info, where tokens travel, out of an
+// HTTP client's error.
+func withoutQuery(err error) error {
+	var failed *url.Error
+	if errors.As(err, &failed) {
+		if u, perr := url.Parse(failed.URL); perr == nil {
+			u.User, u.RawQuery, u.ForceQuery = nil, "", false
+			failed.URL = u.String()
+		}
+	}
+	return err
 }
 
 // readBody parses a response's body: as the overriding or else the declared

@@ -53,7 +53,7 @@ func runHTTPDownload(ctx context.Context, sc *steps.Context, edge httpedge.Edge)
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return errored(fmt.Errorf("error sending HTTP request: %w", err))
+		return errored(fmt.Errorf("error sending HTTP request: %w", withoutQuery(err)))
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode/100 != 2 {

@@ -136,7 +136,7 @@ func TestHTTPRefusals(t *testing.T) {
 		{"link-local, mapped", config{"url": "http://[::ffff:169.254.169.254]/x"}, outcome{steps.Errored, false, "link-local"}},
 		{"link-local, by a proxy", config{"url": "http://169.254.169.254/", "proxy": closed.URL}, outcome{steps.Errored, false, "link-local"}},
 		{"link-local, by a redirect", config{"url": redirecting.URL}, outcome{steps.Errored, false, "link-local"}},
-		{"nobody there", config{"url": closed.URL}, outcome{steps.Errored, false, "error sending HTTP request"}},
+		{"nobody there", config{"url": closed.URL + "/x?token=s3cr3t"}, outcome{steps.Errored, false, `error sending HTTP request: Get "` + closed.URL + `/x":`}},
 		{"no URL", config{"url": "::bad::"}, outcome{steps.Errored, true, `error building HTTP request: error creating HTTP request: parse "::bad::": missing protocol scheme`}},
 		{"a large body", config{"url": large.URL}, outcome{steps.Errored, false, "exceeds the limit of 2097152 bytes"}},
 	} {

@@ -47,15 +47,16 @@ func loadWorkTree(ctx context.Context, sc *steps.Context, path string) (*workTre
 		return nil, fail(err)
 	}
 	w := &workTree{dir: dir, env: gitcli.Env{Ceiling: sc.WorkDir}}
-	read := func(key string) string {
-		out, rerr := w.env.Run(ctx, dir, "config", key)
-		err = errors.Join(err, rerr)
-		return strings.TrimSpace(out)
-	}
-	repo, home, original := read(keyRepoDir), read(keyHomeDir), read(keyOriginalURL)
+	out, err := w.env.Run(ctx, dir, "config", "-z", "--get-regexp", `^kargo\.`)
 	if err != nil {
 		return nil, fail(fmt.Errorf("it is not a work tree made by git-clone: %w", err))
 	}
+	settings := map[string]string{}
+	for entry := range strings.SplitSeq(out, "\x00") {
+		key, value, _ := strings.Cut(entry, "\n")
+		settings[key] = value // git lower-cases keys
+	}
+	repo, home, original := settings[strings.ToLower(keyRepoDir)], settings[strings.ToLower(keyHomeDir)], settings[strings.ToLower(keyOriginalURL)]
 	if !inside(sc.WorkDir, home) || !inside(sc.WorkDir, repo) {
 		return nil, fail(errors.New("its repository is not in this promotion's work dir"))
 	}
