@@ -54,6 +54,7 @@ func (f *edgeFlags) add(fl *pflag.FlagSet) {
 	fl.StringArrayVar(&f.allowHTTP, "allow-http", nil, "in a dry run, really send GET and HEAD requests of http steps to URLs below this one (repeatable)")
 	fl.StringVar(&f.kubeconfig, "kubeconfig", "", "with --live: the cluster whose Argo CD Applications are synced (default: syncs are recorded)")
 	f.plugins.add(fl)
+	f.plugins.addServers(fl)
 	fl.BoolVar(&f.plugins.debug, "debug-plugin", false, "say how to attach a debugger to each plugin, and use those that $STEPD_REATTACH_PLUGINS says run already")
 	fl.StringVar(&f.kubeContext, "kube-context", "", "context of --kubeconfig (default: its current one)")
 }
@@ -69,7 +70,7 @@ func (f *edgeFlags) suppressed() string {
 
 // newEdges makes the edges of one run. Credentials are made known to the
 // redactor, and to stateSecrets, before a step gets them.
-func newEdges(a *app, f edgeFlags, live bool, set *load.Set, resources builtin.Resources, stateSecrets *redact.Redactor) (*edges, error) {
+func newEdges(ctx context.Context, a *app, f edgeFlags, live bool, set *load.Set, resources builtin.Resources, stateSecrets *redact.Redactor) (*edges, error) {
 	e := &edges{effects: &effects.Log{}, ledger: &verification.Memory{}}
 	source := stateSecrets.Credentials(a.redactor.Credentials(credentials.Chain(
 		credentials.FromSecrets(secretsOf(set), credentials.SecretOptions{
@@ -158,11 +159,11 @@ func newEdges(a *app, f edgeFlags, live bool, set *load.Set, resources builtin.R
 	)
 	// A plugin has edges of its own, so in a dry run it has no network.
 	f.plugins.noNetwork = !live
-	fromPlugins, host, err := f.plugins.open(a.log())
+	fromPlugins, donePlugins, err := f.plugins.open(ctx, a.log())
 	if err != nil {
 		return nil, err
 	}
-	e.closers = append(e.closers, func() error { host.Close(); return nil })
+	e.closers = append(e.closers, func() error { donePlugins(); return nil })
 	registry, err := runner.NewRegistry(append(regs, fromPlugins...)...)
 	if err != nil {
 		return nil, err

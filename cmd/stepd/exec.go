@@ -76,6 +76,7 @@ func newExecCommand(a *app) *cobra.Command {
 	fl.Var(format, "format", "format of the outputs; output.source.format of the CustomPromotionStep has to say the same")
 	f.hosted.add(fl)
 	f.plugins.add(fl)
+	f.plugins.addServers(fl)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if f.timeout <= 0 {
 			return usageError("--timeout must be positive, not %s", f.timeout)
@@ -100,11 +101,11 @@ func (f *execFlags) run(ctx context.Context, a *app, kind, format string) error 
 	if err != nil {
 		return usageError("%w", err)
 	}
-	fromPlugins, host, err := f.plugins.open(sc.Log)
+	fromPlugins, donePlugins, err := f.plugins.open(ctx, sc.Log)
 	if err != nil {
 		return usageError("%w", err)
 	}
-	defer host.Close()
+	defer donePlugins()
 	registry, err := runner.NewRegistry(append(own.registrations, fromPlugins...)...)
 	if err != nil {
 		return usageError("%w", err)

@@ -2,6 +2,9 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -9,6 +12,9 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	"google.golang.org/grpc"
+	credtls "google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/stepd/stepd/internal/credentials"
 	"github.com/stepd/stepd/internal/gitrepo"
@@ -18,6 +24,8 @@ import (
 	"github.com/stepd/stepd/runner/load"
 	"github.com/stepd/stepd/runner/plugin"
 	"github.com/stepd/stepd/runner/plugin/protocol"
+	"github.com/stepd/stepd/runner/rpc"
+	"github.com/stepd/stepd/runner/rpc/serve"
 	"github.com/stepd/stepd/steps"
 	"github.com/stepd/stepd/steps/atomiccommit"
 	"github.com/stepd/stepd/steps/configapply"
@@ -129,10 +137,15 @@ func readSecrets(ctx context.Context, a *app, paths []string) (*load.Set, error)
 	return set, nil
 }
 
-// pluginFlags say where plugins are.
+// pluginFlags say where steps come from that are not stepd's own: from plugins,
+// and from servers that speak stepd.v1.
 type pluginFlags struct {
 	dir    string
 	memory uint64
+
+	servers                         []string
+	serverCert, serverKey, serverCA string
+
 	// debug and noNetwork are set by run.
 	debug, noNetwork bool
 }
@@ -140,6 +153,14 @@ type pluginFlags struct {
 func (f *pluginFlags) add(fl *pflag.FlagSet) {
 	fl.StringVar(&f.dir, "plugin-dir", "", "directory of installed plugins (default: $STEPD_PLUGIN_DIR, else $XDG_DATA_HOME/stepd/plugins)")
 	fl.Uint64Var(&f.memory, "plugin-memory", plugin.DefaultLimits().MemoryBytes>>20, "memory that one plugin process may have, in MiB; 0 for no limit")
+}
+
+// addServers adds the flags of step servers.
+func (f *pluginFlags) addServers(fl *pflag.FlagSet) {
+	fl.StringArrayVar(&f.servers, "step-server", nil, "unix:PATH or HOST:PORT of a program that serves steps as stepd.v1.StepService (repeatable)")
+	fl.StringVar(&f.serverCert, "step-server-cert", "", "PEM certificate to show to step servers on TCP")
+	fl.StringVar(&f.serverKey, "step-server-key", "", "PEM key of --step-server-cert")
+	fl.StringVar(&f.serverCA, "step-server-ca", "", "PEM certificates of the CAs that issue step servers' certificates")
 }
 
 // path is the plugin directory; empty, which has no plugins, where there is no
@@ -175,9 +196,9 @@ func (f *pluginFlags) options(log *slog.Logger) (plugin.HostOptions, error) {
 	return opts, nil
 }
 
-// open returns the steps of the installed plugins, and the host, which has to
-// be closed. A directory that cannot be found has no plugins.
-func (f *pluginFlags) open(log *slog.Logger) ([]steps.Registration, *plugin.Host, error) {
+// open returns the steps of the installed plugins and of the step servers, and
+// what has to be called when they are not needed any more.
+func (f *pluginFlags) open(ctx context.Context, log *slog.Logger) (regs []steps.Registration, done func(), err error) {
 	opts, err := f.options(log)
 	if err != nil {
 		return nil, nil, err
@@ -186,21 +207,88 @@ func (f *pluginFlags) open(log *slog.Logger) ([]steps.Registration, *plugin.Host
 	if err != nil {
 		return nil, nil, err
 	}
-	regs, err := host.Registrations()
-	if err != nil {
-		host.Close()
+	closers := []func(){host.Close}
+	closeAll := func() {
+		for _, c := range closers {
+			c()
+		}
+	}
+	defer func() {
+		if err != nil {
+			closeAll()
+		}
+	}()
+	if regs, err = host.Registrations(); err != nil {
 		return nil, nil, err
 	}
-	return regs, host, nil
+	if len(f.servers) > 0 && f.noNetwork {
+		return nil, nil, errors.New("a --step-server acts for real, whatever this run is: use it with --live")
+	}
+	for _, address := range f.servers {
+		conn, err := f.dial(address)
+		if err != nil {
+			return nil, nil, fmt.Errorf("cannot use the step server %s: %w", address, err)
+		}
+		closers = append(closers, func() { _ = conn.Close() })
+		listing, cancel := context.WithTimeout(ctx, stepServerTimeout)
+		theirs, err := rpc.NewClient(conn, rpc.ClientOptions{}).Registrations(listing)
+		cancel()
+		if err != nil {
+			return nil, nil, fmt.Errorf("cannot use the step server %s: %w", address, err)
+		}
+		regs = append(regs, theirs...)
+	}
+	return regs, closeAll, nil
+}
+
+// stepServerTimeout is how long a step server has to say which steps it has.
+const stepServerTimeout = 10 * time.Second
+
+// dial connects to a step server: over a unix socket, or over TCP with mutual
+// TLS.
+func (f *pluginFlags) dial(address string) (*grpc.ClientConn, error) {
+	a, err := serve.ParseAddress(address)
+	if err != nil {
+		return nil, err
+	}
+	if a.Network == "unix" {
+		path, err := filepath.Abs(a.Address)
+		if err != nil {
+			return nil, err
+		}
+		return grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	}
+	if f.serverCert == "" || f.serverKey == "" || f.serverCA == "" {
+		return nil, errors.New("TCP needs --step-server-cert, --step-server-key and --step-server-ca")
+	}
+	cert, err := tls.LoadX509KeyPair(f.serverCert, f.serverKey)
+	if err != nil {
+		return nil, err
+	}
+	pem, err := os.ReadFile(f.serverCA)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s holds no PEM certificate", f.serverCA)
+	}
+	return grpc.NewClient(a.Address, grpc.WithTransportCredentials(credtls.NewTLS(&tls.Config{
+		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, RootCAs: pool,
+	})))
 }
 
 // installedSteps describes the steps of the plugins where they are by default.
 func installedSteps() ([]steps.Registration, error) {
 	var f pluginFlags
-	regs, host, err := f.open(slog.New(slog.DiscardHandler))
+	opts, err := f.options(slog.New(slog.DiscardHandler))
 	if err != nil {
 		return nil, err
 	}
-	host.Close()
-	return regs, nil
+	host, err := plugin.Open(opts)
+	if err != nil {
+		return nil, err
+	}
+	defer host.Close()
+	return host.Registrations()
 }

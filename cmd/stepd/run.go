@@ -139,7 +139,7 @@ func runPromotion(ctx context.Context, a *app, f runFlags, format string) error 
 	defer cleanup(a)
 	p := resolved.Promotion
 	p.WorkDir = workDir
-	e, err := newEdges(a, f.edges, f.live, set, resolved.Data, stateSecrets)
+	e, err := newEdges(ctx, a, f.edges, f.live, set, resolved.Data, stateSecrets)
 	if err != nil {
 		return usageError("%w", err)
 	}

@@ -113,3 +113,9 @@ func appendByte(ts *testscript.TestScript, _ bool, args []string) {
 	_, err = f.WriteString("x")
 	ts.Check(errors.Join(err, f.Close()))
 }
+
+// envSubst replaces variables in a file by their values.
+func envSubst(ts *testscript.TestScript, _ bool, args []string) {
+	text := os.Expand(ts.ReadFile(args[0]), ts.Getenv)
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(text), 0o600))
+}

@@ -97,11 +97,11 @@ func (f *serveFlags) run(ctx context.Context, a *app) error {
 		return usageError("%w", err)
 	}
 	log := a.log()
-	fromPlugins, host, err := f.plugins.open(log)
+	fromPlugins, donePlugins, err := f.plugins.open(ctx, log)
 	if err != nil {
 		return usageError("%w", err)
 	}
-	defer host.Close()
+	defer donePlugins()
 	dirs, err := rpc.OpenWorkDirs(f.workRoot)
 	if err != nil {
 		return usageError("%w", err)

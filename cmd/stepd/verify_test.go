@@ -18,7 +18,7 @@ func TestVerifyScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:           "testdata/verify",
 		UpdateScripts: *update,
-		Cmds:          map[string]func(*testscript.TestScript, bool, []string){"exit": exitCodeIs},
+		Cmds:          map[string]func(*testscript.TestScript, bool, []string){"exit": exitCodeIs, "envsubst": envSubst},
 		Setup: func(env *testscript.Env) error {
 			reg := ocitest.New(t)
 			reg.Referrers = true
