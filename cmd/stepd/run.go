@@ -277,6 +277,7 @@ const credentialTypeLabel = "kargo.akuity.io/cred-type"
 // addSecrets makes the values of all Secrets known to all. Those of
 // credentials, which no promotion has a reason to output, also to credentials.
 func addSecrets(set *load.Set, all, credentials *redact.Redactor) {
+	var values, credentialValues []string
 	for _, d := range load.Of[*kargoapi.Secret](set) {
 		secret, _ := load.As[*kargoapi.Secret](d)
 		typ := secret.Labels[credentialTypeLabel]
@@ -288,12 +289,14 @@ func addSecrets(set *load.Set, all, credentials *redact.Redactor) {
 					continue
 				}
 			}
-			all.Add(string(value))
+			values = append(values, string(value))
 			if isCredential {
-				credentials.Add(string(value))
+				credentialValues = append(credentialValues, string(value))
 			}
 		}
 	}
+	all.Add(values...)
+	credentials.Add(credentialValues...)
 }
 
 func warningText(w load.Warning) string {

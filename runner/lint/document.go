@@ -1,6 +1,7 @@
 package lint
 
 import (
+	"bytes"
 	"sort"
 	"strings"
 
@@ -123,11 +124,27 @@ func (c *docLinter) taskReference(step *kargoapi.PromotionStep, at string, s *sc
 		}
 		return
 	}
+	c.undeclared(step.Vars, at+"/vars", d)
 	for _, v := range taskSpec(d).Vars {
 		if v.Value == "" && !given[v.Name] && !s.vars.nonEmpty[v.Name] {
 			c.report(Error, "admission", at+"/task", "add it to the step's vars, or to those of the Stage",
 				"missing value for variable %q of task %q", v.Name, step.Task.Name)
 		}
+	}
+}
+
+// undeclared warns about variables handed to a task that neither declares nor
+// uses them: a misspelt name leaves the task's default in place without a word.
+func (c *docLinter) undeclared(vars []kargoapi.Variable, at string, task *load.Document) {
+	var names []string
+	for _, v := range taskSpec(task).Vars {
+		names = append(names, v.Name)
+	}
+	for i, v := range vars {
+		if contains(names, v.Name) || bytes.Contains(task.JSON, []byte("vars."+v.Name)) || bytes.Contains(task.JSON, []byte("vars['"+v.Name)) {
+			continue
+		}
+		c.report(Warning, "unknown-variable", at+load.Pointer(i)+"/name", near(v.Name, names), "task %q has no variable %q: the value is not used", task.Name, v.Name)
 	}
 }
 

@@ -216,6 +216,12 @@ func TestFindings(t *testing.T) {
 				"15:152 error unknown-output: did you mean out",
 			},
 		},
+		"UnusedReferenceVariable": {
+			reason: "a misspelt name leaves the default in place",
+			text: task("{name: colour, value: red}", "  - {uses: compose-output, config: {a: \"${{ vars.colour }} ${{ vars.extra }}\"}}\n") + "---\n" +
+				stage("", `{task: {name: t}, as: x, vars: [{name: color, value: blue}, {name: extra, value: "1"}]}`),
+			want: []string{"15:34 warning unknown-variable: did you mean colour"},
+		},
 		"Admission": {
 			reason: "what Kargo's API refuses is an error here",
 			text:   task("{name: 1a, value: x}", "  - {uses: compose-output, as: step-1, config: {a: 1}}\n  - {task: {name: other}}\n"),
