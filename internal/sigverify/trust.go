@@ -47,7 +47,8 @@ type TUF struct {
 	// Now is the clock of the in-memory cache; nil is time.Now.
 	Now func() time.Time
 
-	mu     sync.Mutex
+	once   sync.Once
+	turn   chan struct{} // holds one token: whose turn it is to use cached
 	cached map[string]cachedRoot
 }
 
@@ -80,8 +81,13 @@ func (t *TUF) Mirror(ctx context.Context, base string, rootJSON []byte) (root.Tr
 	}
 	sum := sha256.Sum256(append([]byte(base+"\n"), rootJSON...))
 	key := hex.EncodeToString(sum[:])
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	t.once.Do(func() { t.turn = make(chan struct{}, 1) })
+	select {
+	case t.turn <- struct{}{}:
+		defer func() { <-t.turn }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("cannot get the trusted root from %s: %w", ociart.Quote(base), context.Cause(ctx))
+	}
 	if c, ok := t.cached[key]; ok && now().Before(c.until) {
 		return c.root, nil
 	}

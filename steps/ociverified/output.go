@@ -2,8 +2,11 @@ package ociverified
 
 import (
 	"sort"
+	"strings"
 	"time"
+	"unicode"
 
+	"github.com/stepd/stepd/internal/ociart"
 	"github.com/stepd/stepd/internal/verification"
 )
 
@@ -66,6 +69,9 @@ func signerOutput(s verification.Signer) map[string]any {
 func (a *Accepted) signedBy() string {
 	if a.Signer.KeyID != "" {
 		return "key " + a.Signer.KeyID
+	}
+	if strings.ContainsFunc(a.Signer.Subject, func(r rune) bool { return !unicode.IsGraphic(r) }) {
+		return ociart.Quote(a.Signer.Subject)
 	}
 	return a.Signer.Subject
 }

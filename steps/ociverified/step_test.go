@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -464,5 +465,29 @@ func TestSymlinksDoNotLeadOut(t *testing.T) {
 	entries, err := os.ReadDir(outside)
 	if err != nil || len(entries) > 0 {
 		t.Errorf("outside the work dir: %v, %v", entries, err)
+	}
+}
+
+// TestConcurrently shares one registration between promotions, as a server
+// does.
+func TestConcurrently(t *testing.T) {
+	h := newHarness(t, "kl-v3-rekor2tsa")
+	reg := New(h.options)
+	var wg sync.WaitGroup
+	for i := range 16 {
+		sc := *h.sc
+		sc.WorkDir, sc.Promotion = t.TempDir(), fmt.Sprintf("p%d", i)
+		wg.Go(func() {
+			res, err := reg.New(steps.Capabilities{}).Run(t.Context(), &sc)
+			if err != nil || res.Status != steps.Succeeded {
+				t.Errorf("promotion %d: %v, %v", i, res, err)
+			}
+		})
+	}
+	wg.Wait()
+	for i := range 16 {
+		if _, err := h.ledger.Get(t.Context(), verification.Key{Project: "p", Promotion: fmt.Sprintf("p%d", i), Alias: "config"}); err != nil {
+			t.Error(err)
+		}
 	}
 }
