@@ -152,7 +152,7 @@ func (g *gitHubApps) exchange(ctx context.Context, secret *Secret, host, name st
 		var answer struct {
 			Message string `json:"message"`
 		}
-		_ = json.Unmarshal(text, &answer)                                                   // the status says enough
+		_ = json.Unmarshal(text, &answer) // the status says enough
 		return token, fmt.Errorf("GitHub answered %s: %.200q", resp.Status, answer.Message)
 	}
 	if err := json.Unmarshal(text, &token); err != nil || token.Token == "" {
