@@ -152,9 +152,18 @@ func (e Env) environment() (environment []string, cleanup func(), err error) {
 	}
 	// Kargo passes nothing but the proxies. gpg and ssh need PATH where they
 	// are not in /usr/bin, and a laptop's SSH keys are in its agent.
-	for _, name := range []string{"PATH", "http_proxy", "https_proxy", "no_proxy", "SSH_AUTH_SOCK", "GIT_SSL_CAINFO"} {
+	for _, name := range []string{
+		"PATH", "http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSH_AUTH_SOCK",
+	} {
 		if value := os.Getenv(name); value != "" {
 			environment = append(environment, name+"="+value)
+		}
+	}
+	// What Go's own TLS trusts, git is to trust too.
+	for _, name := range []string{"GIT_SSL_CAINFO", "SSL_CERT_FILE"} {
+		if value := os.Getenv(name); value != "" {
+			environment = append(environment, "GIT_SSL_CAINFO="+value)
+			break
 		}
 	}
 	if e.Ceiling != "" {

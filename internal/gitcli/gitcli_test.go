@@ -24,6 +24,8 @@ func TestEnvironmentIsItsOwn(t *testing.T) {
 	t.Setenv("SECRET_OF_THE_USER", "s3cr3t")
 	t.Setenv("GIT_DIR", "/nowhere")
 	t.Setenv("GIT_AUTHOR_NAME", "somebody")
+	t.Setenv("HTTPS_PROXY", "http://proxy.example.com")
+	t.Setenv("SSL_CERT_FILE", "/ca.pem")
 	home := t.TempDir()
 	out, err := shell(t.Context(), t, Env{Home: home}, "env")
 	if err != nil {
@@ -34,7 +36,7 @@ func TestEnvironmentIsItsOwn(t *testing.T) {
 			t.Errorf("git sees %q of the caller's environment", leaked)
 		}
 	}
-	for _, wanted := range []string{"HOME=" + home + "\n", "GIT_TERMINAL_PROMPT=0\n", "GIT_HTTP_LOW_SPEED_LIMIT=1024\n", "GIT_HTTP_LOW_SPEED_TIME=30\n", "GIT_ASKPASS=\n"} {
+	for _, wanted := range []string{"HOME=" + home + "\n", "GIT_TERMINAL_PROMPT=0\n", "GIT_HTTP_LOW_SPEED_LIMIT=1024\n", "GIT_HTTP_LOW_SPEED_TIME=30\n", "GIT_ASKPASS=\n", "HTTPS_PROXY=http://proxy.example.com\n", "GIT_SSL_CAINFO=/ca.pem\n"} {
 		if !strings.Contains(out, wanted) {
 			t.Errorf("git does not see %q in:\n%s", wanted, out)
 		}
