@@ -26,6 +26,7 @@ func TestEnvironmentIsItsOwn(t *testing.T) {
 	t.Setenv("GIT_AUTHOR_NAME", "somebody")
 	t.Setenv("HTTPS_PROXY", "http://proxy.example.com")
 	t.Setenv("SSL_CERT_FILE", "/ca.pem")
+	t.Setenv("GIT_SSL_CAINFO", "")
 	home := t.TempDir()
 	out, err := shell(t.Context(), t, Env{Home: home}, "env")
 	if err != nil {
