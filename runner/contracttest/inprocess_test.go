@@ -13,12 +13,15 @@ import (
 
 // TestContractInProcess holds the engine's wrappers around a step in the same
 // process against the contract.
-func TestContractInProcess(t *testing.T) {
+func TestContractInProcess(t *testing.T) { contracttest.Run(t, subject(t)) }
+
+func subject(t testing.TB) contracttest.Subject {
+	t.Helper()
 	registry, err := runner.NewRegistry(contracttest.Steps()...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	contracttest.Run(t, contracttest.Subject{
+	return contracttest.Subject{
 		Unsettled:    true,
 		GrantsOnCall: true,
 		Lookup: func(t testing.TB, kind string) steps.Registration {
@@ -41,5 +44,7 @@ func TestContractInProcess(t *testing.T) {
 			}
 			return reg
 		},
-	})
+	}
 }
+
+func BenchmarkInProcess(b *testing.B) { contracttest.Benchmark(b, subject(b)) }

@@ -187,6 +187,10 @@ func TestContract(t *testing.T) {
 	})
 }
 
+func BenchmarkPlugin(b *testing.B) {
+	contracttest.Benchmark(b, contracttest.Subject{Lookup: lookup(open(b, install(b, "stepd-step-contract")))})
+}
+
 func TestNothingIsGrantedThatTheOperatorDidNotGrant(t *testing.T) {
 	h := open(t, install(t, "stepd-step-contract"))
 	reg := lookup(h)(t, "contract-credentials")

@@ -142,9 +142,38 @@ func TestContractOverMutualTLS(t *testing.T) {
 }
 
 func TestContractOverHTTP(t *testing.T) {
-	r := start(t, serve.Options{HTTP: parse(t, "127.0.0.1:0"), Insecure: true})
+	contracttest.Run(t, httpSubject(start(t, serve.Options{HTTP: parse(t, "127.0.0.1:0"), Insecure: true})))
+}
+
+func BenchmarkUnixSocket(b *testing.B) {
+	r := start(b, serve.Options{GRPC: parse(b, "unix:"+filepath.Join(b.TempDir(), "s"))})
+	contracttest.Benchmark(b, subject(r, dial(b, "unix:"+r.addrs["grpc"].String(), insecure.NewCredentials())))
+}
+
+func BenchmarkMutualTLS(b *testing.B) {
+	pki := newPKI(b)
+	r := start(b, serve.Options{GRPC: parse(b, "127.0.0.1:0"), TLS: pki.server(b)})
+	contracttest.Benchmark(b, subject(r, dial(b, r.addrs["grpc"].String(), credentials.NewTLS(pki.client(b, "controller")))))
+}
+
+func BenchmarkHTTP(b *testing.B) {
+	contracttest.Benchmark(b, httpSubject(start(b, serve.Options{HTTP: parse(b, "127.0.0.1:0"), Insecure: true})))
+}
+
+// TestCrowd: a thousand callers at once are served in turn, and what they hold
+// meanwhile is bounded: client and server share this process.
+func TestCrowd(t *testing.T) {
+	r := start(t, serve.Options{GRPC: parse(t, "unix:"+filepath.Join(t.TempDir(), "s")), MaxRunning: 8, MaxWaiting: 1000})
+	growth := contracttest.Crowd(t, subject(r, dial(t, "unix:"+r.addrs["grpc"].String(), insecure.NewCredentials())), 1000)
+	t.Logf("the heap grew by %d MiB", growth>>20)
+	if growth > 256<<20 {
+		t.Errorf("a thousand calls held %d MiB", growth>>20)
+	}
+}
+
+func httpSubject(r *running) contracttest.Subject {
 	base := "http://" + r.addrs["http"].String()
-	contracttest.Run(t, contracttest.Subject{
+	return contracttest.Subject{
 		NoLog:     true,
 		MaxOutput: rpc.MaxOutputBytes,
 		WorkDir:   r.workDir,
@@ -158,7 +187,7 @@ func TestContractOverHTTP(t *testing.T) {
 			t.Fatalf("no step %q", kind)
 			return steps.Registration{}
 		},
-	})
+	}
 }
 
 // httpSteps is a client as somebody with nothing but HTTP and JSON would write
