@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -51,8 +52,8 @@ func (e *expectation) compare(a *app, r report, workDir string) error {
 }
 
 // normalised rewrites a report so that two runs of the same promotion give the
-// same text: times, the names Kargo generates (they hold a ULID), commit ids,
-// which depend on both, and the work directory are replaced by placeholders.
+// same text: times, the names Kargo generates (they hold a ULID), ids of commits
+// that git steps made or met, and the work directory are replaced by placeholders.
 func normalised(doc []byte, workDir string) (string, error) {
 	var r map[string]any
 	if err := json.Unmarshal(doc, &r); err != nil {
@@ -65,13 +66,8 @@ func normalised(doc []byte, workDir string) (string, error) {
 	if workDir != "" {
 		replace = append(replace, workDir, "<workdir>")
 	}
-	commits, _ := r["commits"].([]any)
-	for i, c := range commits {
-		if c, ok := c.(map[string]any); ok {
-			if id, ok := c["commit"].(string); ok && id != "" {
-				replace = append(replace, id, "<commit "+strconv.Itoa(i+1)+">")
-			}
-		}
+	for i, id := range commitIDs(r) {
+		replace = append(replace, id, "<commit "+strconv.Itoa(i+1)+">")
 	}
 	for _, s := range list(r["steps"]) {
 		for _, key := range []string{"startedAt", "finishedAt"} {
@@ -94,7 +90,32 @@ func normalised(doc []byte, workDir string) (string, error) {
 	return b.String(), nil
 }
 
+// commitIDs lists the ids of commits that were made, and those in the outputs of
+// git steps: tips of branches, which move on. Ids from elsewhere, such as those in
+// Freight, are part of what is compared.
+func commitIDs(r map[string]any) []string {
+	var ids []string
+	collect := func(v any) {
+		rewrite(v, func(s string) string {
+			if objectID.MatchString(s) && !slices.Contains(ids, s) {
+				ids = append(ids, s)
+			}
+			return s
+		})
+	}
+	for _, c := range list(r["commits"]) {
+		collect(c["commit"])
+	}
+	for _, s := range list(r["steps"]) {
+		if uses, _ := s["uses"].(string); strings.HasPrefix(uses, "git-") || uses == "atomic-commit" {
+			collect(s["output"])
+		}
+	}
+	return ids
+}
+
 var (
+	objectID     = regexp.MustCompile(`^[0-9a-f]{40}$`)
 	temporaryDir = regexp.MustCompile(`[^\s"']*/stepd-run-\d+`)
 	// changeID is the trailer that hashes, among others, the promotion's name.
 	changeID = regexp.MustCompile(`Stepd-Change: sha256:[0-9a-f]{64}`)
@@ -113,20 +134,23 @@ func list(v any) []map[string]any {
 	return out
 }
 
+// rewrite returns v with f applied to every string, in a fixed order.
 func rewrite(v any, f func(string) string) any {
 	switch v := v.(type) {
 	case string:
 		return f(v)
 	case map[string]any:
 		out := make(map[string]any, len(v))
-		for k, x := range v {
-			out[f(k)] = rewrite(x, f)
+		for _, k := range sortedKeys(v) {
+			out[f(k)] = rewrite(v[k], f)
 		}
 		return out
 	case []any:
+		out := make([]any, len(v))
 		for i, x := range v {
-			v[i] = rewrite(x, f)
+			out[i] = rewrite(x, f)
 		}
+		return out
 	}
 	return v
 }
