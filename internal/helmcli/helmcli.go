@@ -123,9 +123,9 @@ func (h *Home) Run(ctx context.Context, dir string, args ...string) ([]byte, err
 		err = errOutputLimit
 	}
 	if err != nil {
-		return nil, fmt.Errorf("helm %s: %w: %s", args[0], err, h.redact(strings.TrimSpace(stderr.String())))
+		return nil, fmt.Errorf("helm %s: %w: %s", args[0], err, tail(h.redact(strings.TrimSpace(stderr.kept.String()))))
 	}
-	return stdout.Bytes(), nil
+	return stdout.kept.Bytes(), nil
 }
 
 // environment is the whole environment of helm.
@@ -149,6 +149,15 @@ func (h *Home) environment() []string {
 	return environment
 }
 
+// tail keeps the end of a long text, which is where helm says what is wrong.
+func tail(text string) string {
+	const limit = 4096
+	if len(text) > limit {
+		return "…" + strings.ToValidUTF8(text[len(text)-limit:], "")
+	}
+	return text
+}
+
 func (h *Home) redact(text string) string {
 	for _, s := range h.secrets {
 		for _, form := range []string{s, url.QueryEscape(s), url.PathEscape(s)} {
@@ -158,18 +167,17 @@ func (h *Home) redact(text string) string {
 	return text
 }
 
-// limited keeps the first maxOutput bytes.
+// limited keeps the first maxOutput bytes. The buffer is not embedded: its
+// ReadFrom would get round Write.
 type limited struct {
-	bytes.Buffer
-	cut bool
+	kept bytes.Buffer
+	cut  bool
 }
 
 // Write implements io.Writer and never fails.
 func (l *limited) Write(p []byte) (int, error) {
-	if room := maxOutput - l.Len(); len(p) > room {
-		l.cut = true
-		l.Buffer.Write(p[:room])
-		return len(p), nil
-	}
-	return l.Buffer.Write(p)
+	room := maxOutput - l.kept.Len()
+	l.cut = l.cut || len(p) > room
+	l.kept.Write(p[:min(len(p), room)])
+	return len(p), nil
 }
