@@ -47,6 +47,8 @@ type Sandbox struct {
 	Dir string
 	// Stepd is the path of the stepd binary.
 	Stepd string
+	// Env is added to the environment of every stepd command, "NAME=value".
+	Env []string
 
 	trustedRoot string
 }
@@ -190,14 +192,14 @@ func (s *Sandbox) Command(ctx context.Context, args ...string) (Result, error) {
 	cmd.Dir = root
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	home := s.home()
-	cmd.Env = []string{
+	cmd.Env = append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + home, "TMPDIR=" + home,
 		"XDG_CACHE_HOME=" + home, "XDG_CONFIG_HOME=" + home, "XDG_STATE_HOME=" + home,
 		"DOCKER_CONFIG=" + home, "GIT_CONFIG_NOSYSTEM=1",
 		// Everything there is to reach is on loopback, which no proxy is asked
 		// for; what is not gets nowhere.
 		"HTTP_PROXY=http://127.0.0.1:1", "HTTPS_PROXY=http://127.0.0.1:1",
-	}
+	}, s.Env...)
 	err = cmd.Run()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
