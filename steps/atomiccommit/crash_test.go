@@ -45,6 +45,8 @@ type childSpec struct {
 	Runs []childRun
 	// DieAt kills at that point, 1 being the first; 0 only counts.
 	DieAt int
+	// Parallel makes the runs go at once.
+	Parallel bool
 }
 
 type childRun struct {
@@ -54,9 +56,10 @@ type childRun struct {
 
 // childReport is the child's last line of output, when it lives to write it.
 type childReport struct {
-	Points int
-	Output map[string]any
-	Error  string
+	Points   int
+	Output   map[string]any
+	Attempts int // the most of any run
+	Error    string
 
 	took time.Duration
 }
@@ -74,17 +77,32 @@ func child(text string) {
 	})
 	fmt.Println("ready")
 	var report childReport
-	for i, r := range spec.Runs {
-		c.on(i == len(spec.Runs)-1)
+	var mu sync.Mutex
+	run := func(r childRun) {
 		res, err := reg.New(steps.Capabilities{}).Run(context.Background(), &steps.Context{
 			WorkDir: r.WorkDir, Alias: "commit", Project: "shop", Stage: "prd-us", Promotion: r.Promotion,
 			Config: r.Config, Log: slog.New(slog.DiscardHandler),
 		})
+		mu.Lock()
+		defer mu.Unlock()
 		report.Output = res.Output
 		if err != nil {
-			report.Error = err.Error()
+			report.Error += r.Promotion + ": " + err.Error() + "\n"
+			return
 		}
+		n, _ := res.Output["attempts"].(int64)
+		report.Attempts = max(report.Attempts, int(n))
 	}
+	var wg sync.WaitGroup
+	for i, r := range spec.Runs {
+		if spec.Parallel {
+			wg.Go(func() { run(r) })
+			continue
+		}
+		c.on(i == len(spec.Runs)-1)
+		run(r)
+	}
+	wg.Wait()
 	report.Points = c.count()
 	line, err := json.Marshal(report)
 	if err != nil {
@@ -381,5 +399,56 @@ func TestKilledAtRandomMoments(t *testing.T) {
 	if deaths == 0 {
 		t.Error("no process was killed in time")
 	}
+	b.check()
+}
+
+func TestManyWritersFromManyProcesses(t *testing.T) {
+	const processes, writers = 8, 100
+	b := newCrashBench(t)
+	specs := make([]childSpec, processes)
+	files := map[string]bool{}
+	for i := range writers {
+		file := fmt.Sprintf("svc/w%03d.yaml", i)
+		files[file] = true
+		p := b.promote(name(i+1), map[string]string{file: "x\n"})
+		s := &specs[i%processes]
+		s.Parallel = true
+		s.Runs = append(s.Runs, childRun{WorkDir: p.sc.WorkDir, Promotion: p.sc.Promotion, Config: p.sc.Config})
+	}
+	b.ResetStats()
+	var wg sync.WaitGroup
+	reports := make([]childReport, processes)
+	start := time.Now()
+	for i, s := range specs {
+		wg.Go(func() { reports[i], _ = b.run(s, 0) })
+	}
+	wg.Wait()
+	took := time.Since(start)
+	attempts := 0
+	for _, r := range reports {
+		if r.Error != "" {
+			t.Error(r.Error)
+		}
+		attempts = max(attempts, r.Attempts)
+	}
+	// Linear, and each commit has exactly its own file.
+	lines := strings.Split(b.git("log", "--format=%P", "--name-status", "--grep", "Stepd-Change", "main"), "\n")
+	commits := 0
+	for _, l := range lines {
+		status, file, ok := strings.Cut(l, "\t")
+		switch {
+		case ok && status == "A" && files[file]:
+			delete(files, file)
+			commits++
+		case ok:
+			t.Errorf("a commit has %q", l)
+		case strings.Contains(l, " "):
+			t.Errorf("a commit has the parents %q", l)
+		}
+	}
+	if commits != writers || len(files) != 0 || b.git("rev-list", "--count", "main") != fmt.Sprint(writers+1) {
+		t.Errorf("%d of %d writers' commits, %s commits on the branch", commits, writers, b.git("rev-list", "--count", "main"))
+	}
+	t.Logf("%d writers, %d processes: %s, %d pushes, at most %d for one writer", writers, processes, took.Round(time.Millisecond), b.Stats().Pushes, attempts)
 	b.check()
 }

@@ -23,6 +23,7 @@ type branchState struct {
 
 // plan is a push and the jobs it is for.
 type plan struct {
+	began   time.Time
 	push    gitrepo.Push
 	jobs    []*job
 	commits []gitrepo.Hash

@@ -294,8 +294,10 @@ func overlaps(taken map[string]bool, c *change) bool {
 	return false
 }
 
-// retry puts jobs back, to be tried after a pause.
+// retry puts jobs back, to be tried after a pause. What the branch is by then
+// has to be read again: a push on an old tip would only lose another race.
 func (o *owner) retry(jobs []*job, pause time.Duration, err error) {
+	o.readAt = time.Time{}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	at := time.Now().Add(pause)
@@ -312,7 +314,9 @@ func (o *owner) process(batch []*job) {
 	ctx, cancel := batchContext(batch)
 	defer cancel()
 
+	began := time.Now()
 	plan, err := o.plan(ctx, batch)
+	plan.began = began
 	if err != nil {
 		o.failed(open(batch), err)
 		return
@@ -350,7 +354,6 @@ func (o *owner) afterPush(ctx context.Context, p *plan, pushErr error) {
 	}
 	before := p.push.Old
 	if err := o.readTip(ctx, p.jobs); err != nil {
-		o.tip, o.readAt = branchState{}, time.Time{}
 		if gitrepo.Permanent(err) {
 			o.failed(p.jobs, err)
 			return
@@ -376,7 +379,7 @@ func (o *owner) afterPush(ctx context.Context, p *plan, pushErr error) {
 	}
 	// Somebody was faster. Everything is judged again on the new tip, where
 	// the look-back also finds commits that arrived after all.
-	o.retry(o.tired(p.jobs, fmt.Errorf("the branch moved with every push: %w", pushErr)), contention(maxAttempts(p.jobs)), pushErr)
+	o.retry(o.tired(p.jobs, fmt.Errorf("the branch moved with every push: %w", pushErr)), contention(maxAttempts(p.jobs), time.Since(p.began)), pushErr)
 }
 
 // maxRejections is how often a push may be refused on an unchanged tip: lock
@@ -390,7 +393,7 @@ func (o *owner) rejected(jobs []*job, tip gitrepo.Hash, err error) {
 		for _, j := range jobs {
 			j.maxBatch = max(1, len(jobs)/2)
 		}
-		o.retry(o.tired(jobs, err), contention(1), err)
+		o.retry(o.tired(jobs, err), contention(1, 0), err)
 		return
 	}
 	j := jobs[0]
@@ -401,7 +404,7 @@ func (o *owner) rejected(jobs []*job, tip gitrepo.Hash, err error) {
 		j.finish(nil, fmt.Errorf("%w; if the branch is protected, commit to a branch of the promotion's own (createBranch, baseBranch) and open a pull request with git-open-pr", err))
 		return
 	}
-	o.retry(o.tired(jobs, err), contention(j.rejections), err)
+	o.retry(o.tired(jobs, err), contention(j.rejections, 0), err)
 }
 
 // failed ends jobs that cannot succeed and retries the others: a server that
@@ -490,8 +493,16 @@ func maxAttempts(jobs []*job) int {
 	return most
 }
 
-// contention is the pause after losing a race for the n-th time.
-func contention(n int) time.Duration { return jittered(50*time.Millisecond, 2*time.Second, n) }
+// contention is the pause after losing a race for the n-th time. A try took
+// that long: writers that are spread over less meet again. Those that have lost
+// often wait less again, so that newcomers do not overtake them for ever.
+func contention(n int, took time.Duration) time.Duration {
+	pause := jittered(min(max(50*time.Millisecond, took), 500*time.Millisecond), 2*time.Second, n)
+	if n > 5 {
+		pause /= time.Duration(n - 4)
+	}
+	return pause
+}
 
 // jittered is full jitter over a doubling bound.
 func jittered(base, most time.Duration, n int) time.Duration {
