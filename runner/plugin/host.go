@@ -152,6 +152,7 @@ func (r *pluginRunner) Run(ctx context.Context, sc *steps.Context) (steps.Result
 	if err != nil {
 		return steps.Result{Status: steps.Errored}, err
 	}
+	p.step.Store(&sc.Alias)
 	if len(r.step.RequiredCapabilities) > 0 && sc.Log != nil {
 		sc.Log.Info("plugin capabilities", "plugin", r.entry.Name,
 			"requested", r.step.RequiredCapabilities, "offered", rpc.Names(r.caps), "granted", r.entry.Grants)

@@ -15,12 +15,13 @@ import (
 const maxRecords = 10_000
 
 // newLogger lets go-plugin, and through it a plugin's standard error, log to
-// slog. Once closing is set, connections are torn down under those who still
+// slog, each record under the alias of the step that the plugin was last given.
+// Once closing is set, connections are torn down under those who still
 // write to them, and what they say of it is for debugging only.
-func newLogger(to *slog.Logger, closing *atomic.Bool) hclog.Logger {
+func newLogger(to *slog.Logger, step *atomic.Pointer[string], closing *atomic.Bool) hclog.Logger {
 	left := &atomic.Int64{}
 	left.Store(maxRecords)
-	return &hcLogger{to: to, left: left, closing: closing}
+	return &hcLogger{to: to, left: left, step: step, closing: closing}
 }
 
 // hcLogger is an hclog.Logger over slog. go-plugin's own chatter is debug.
@@ -29,6 +30,7 @@ type hcLogger struct {
 	name    string
 	args    []any
 	left    *atomic.Int64
+	step    *atomic.Pointer[string]
 	closing *atomic.Bool
 }
 
@@ -55,6 +57,9 @@ func (l *hcLogger) log(level slog.Level, msg string, args []any) {
 	case left < 0:
 		l.to.Warn("the plugin wrote too much; no more of it is logged", "records", maxRecords)
 	default:
+		if step := l.step.Load(); step != nil {
+			args = append(args[:len(args):len(args)], "step", *step)
+		}
 		l.to.Log(context.Background(), level, msg, args...)
 	}
 }
@@ -96,7 +101,7 @@ func (l *hcLogger) ImpliedArgs() []any { return l.args }
 
 // With implements hclog.Logger.
 func (l *hcLogger) With(args ...any) hclog.Logger {
-	return &hcLogger{l.to.With(args...), l.name, append(l.args[:len(l.args):len(l.args)], args...), l.left, l.closing}
+	return &hcLogger{l.to.With(args...), l.name, append(l.args[:len(l.args):len(l.args)], args...), l.left, l.step, l.closing}
 }
 
 // Name implements hclog.Logger.
@@ -107,7 +112,7 @@ func (l *hcLogger) Named(name string) hclog.Logger { return l.ResetNamed(name) }
 
 // ResetNamed implements hclog.Logger.
 func (l *hcLogger) ResetNamed(name string) hclog.Logger {
-	return &hcLogger{l.to, name, l.args, l.left, l.closing}
+	return &hcLogger{l.to, name, l.args, l.left, l.step, l.closing}
 }
 
 // SetLevel implements hclog.Logger; the level is slog's business.

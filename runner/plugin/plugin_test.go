@@ -267,9 +267,12 @@ func TestFlood(t *testing.T) {
 	var logged counter
 	opts.Log = slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	h := open(t, opts)
-	sc := &steps.Context{WorkDir: t.TempDir(), Log: opts.Log}
+	sc := &steps.Context{WorkDir: t.TempDir(), Alias: "task::loud", Log: opts.Log}
 	if r, err := run(t, h, "flood", sc); err != nil || r.Status != steps.Succeeded {
 		t.Errorf("got %q, %v", r.Status, err)
+	}
+	if !strings.Contains(logged.text(), `plugin=stepd-step-naughty step=task::loud`) {
+		t.Error("standard error is not logged under the step's alias")
 	}
 	// 10,000 of the step's records, as many of standard error, and few besides.
 	if n := logged.lines(); n > 20_200 {

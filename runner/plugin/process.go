@@ -53,6 +53,7 @@ type process struct {
 	runners   map[string]steps.Registration
 	grants    rpc.Grants
 	hostID    func() uint32
+	step      atomic.Pointer[string] // alias of the step it was last given
 	closing   atomic.Bool
 
 	// Owned by the Host, under its lock.
@@ -107,7 +108,7 @@ func (p *process) connect() error {
 		VersionedPlugins: map[int]goplugin.PluginSet{protocol.Version: {protocol.Steps: dispenser{}}},
 		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
 		StartTimeout:     p.opts.StartTimeout,
-		Logger:           newLogger(p.log, &p.closing),
+		Logger:           newLogger(p.log, &p.step, &p.closing),
 	}
 	if at, ok := p.opts.Reattach[p.entry.Name]; ok {
 		addr, err := resolve(at)
