@@ -67,7 +67,7 @@ func FuzzEdit(f *testing.F) {
 		}
 		opts := Options{CreateKeys: how&4 != 0}
 		doc := int(how >> 3 & 1)
-		out, changes, err := Edit(src, doc, []Update{u}, opts)
+		out, changes, err := Edit(t.Context(), src, doc, []Update{u}, opts)
 		if err != nil {
 			var e *Error
 			var s *SyntaxError
@@ -111,7 +111,7 @@ func FuzzEdit(f *testing.F) {
 				t.Fatalf("%q → %q: %q appeared", src, out, path)
 			}
 		}
-		again, repeated, err := Edit(out, doc, []Update{u}, opts)
+		again, repeated, err := Edit(t.Context(), out, doc, []Update{u}, opts)
 		if err != nil || !bytes.Equal(again, out) || repeated[0].Changed {
 			t.Fatalf("%q → %q → %q, %v", src, out, again, err)
 		}

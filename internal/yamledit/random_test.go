@@ -49,7 +49,7 @@ func TestEditRandomDocuments(t *testing.T) {
 				opts.CreateKeys = true
 				u.Key = strings.TrimSuffix(u.Key, lastPart(u.Key)) + []string{"fresh", "fresh.below", "on", `new\.dot`}[rng.IntN(4)]
 			}
-			out, changes, err := Edit(text, doc, []Update{u}, opts)
+			out, changes, err := Edit(t.Context(), text, doc, []Update{u}, opts)
 			if err != nil {
 				if strings.Contains(err.Error(), "sequence") || strings.Contains(err.Error(), "it has the tag") || strings.Contains(err.Error(), "no keys below it") || strings.Contains(err.Error(), "is not a scalar") { // no place for a fresh key; another type
 					continue
@@ -67,7 +67,7 @@ func TestEditRandomDocuments(t *testing.T) {
 			if got, err := Get(out, doc, u.Key, opts); err != nil || !got.Equal(want) {
 				t.Fatalf("round %d: %s is %v, %v; want %v\n%s\n→\n%s", round, u.Key, got, err, want, text, out)
 			}
-			again, _, err := Edit(out, doc, []Update{u}, opts)
+			again, _, err := Edit(t.Context(), out, doc, []Update{u}, opts)
 			if err != nil || !bytes.Equal(again, out) {
 				t.Fatalf("round %d: again: %v\n%q\n→\n%q", round, err, out, again)
 			}

@@ -425,20 +425,20 @@ func nest(parts []string, v Scalar) *yaml.Node {
 
 // verify parses the edited text again and compares it with the original in
 // which the node at the location is want.
-func (s *source) verify(out []byte, at *location, want *yaml.Node) error {
+func (s *source) verify(out []byte, at *location, want *yaml.Node) (*source, error) {
 	edited, err := parse(out, s.file)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if len(edited.docs) != len(s.docs) {
-		return errors.New("the number of documents would change")
+		return nil, errors.New("the number of documents would change")
 	}
 	for i := range s.docs {
 		if path, ok := same(s.docs[i], edited.docs[i], at.trail[len(at.trail)-1], want); !ok {
-			return fmt.Errorf("document %d would change at %q", i, JoinKey(path))
+			return nil, fmt.Errorf("document %d would change at %q", i, JoinKey(path))
 		}
 	}
-	return nil
+	return edited, nil
 }
 
 // same compares trees, with the node replaced in the first taken as want. If

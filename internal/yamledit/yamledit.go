@@ -10,6 +10,7 @@
 package yamledit
 
 import (
+	"context"
 	"fmt"
 	"strings"
 
@@ -69,20 +70,29 @@ type Change struct {
 }
 
 // Edit applies updates, in order, to document doc (0 is the first) of src.
-// Errors are *Error, or a *SyntaxError if src cannot be parsed. src is not
-// modified.
-func Edit(src []byte, doc int, updates []Update, opts Options) ([]byte, []Change, error) {
-	out := src
+// Errors are *Error, a *SyntaxError if src cannot be parsed, or ctx's. src is
+// not modified. Each update costs one parse of the whole text.
+func Edit(ctx context.Context, src []byte, doc int, updates []Update, opts Options) ([]byte, []Change, error) {
+	if len(updates) == 0 {
+		return src, nil, nil
+	}
+	s, err := parse(src, opts.File)
+	if err != nil {
+		return nil, nil, err
+	}
 	changes := make([]Change, 0, len(updates))
 	for _, u := range updates {
-		text, c, err := editOne(out, doc, u, opts)
+		if err := ctx.Err(); err != nil {
+			return nil, nil, err
+		}
+		edited, c, err := s.edit(doc, u, opts)
 		if err != nil {
 			return nil, nil, err
 		}
-		out = text
+		s = edited
 		changes = append(changes, c)
 	}
-	return out, changes, nil
+	return s.text, changes, nil
 }
 
 // Get returns the scalar at key in document doc of src. Aliases on the path
@@ -165,62 +175,59 @@ func (e *SyntaxError) Error() string { return fmt.Sprintf("cannot parse %s: %v",
 // Unwrap returns the parser's error.
 func (e *SyntaxError) Unwrap() error { return e.Err }
 
-// editOne applies one update to freshly parsed text, because every edit moves
-// the positions of what follows.
-func editOne(src []byte, doc int, u Update, opts Options) ([]byte, Change, error) {
-	s, err := parse(src, opts.File)
-	if err != nil {
-		return nil, Change{}, err
-	}
+// edit applies one update and returns the text parsed again, because every
+// edit moves the positions of what follows.
+func (s *source) edit(doc int, u Update, opts Options) (*source, Change, error) {
+	fail := func(err error) (*source, Change, error) { return nil, Change{}, err }
 	parts, err := SplitKey(u.Key)
 	if err != nil {
-		return nil, Change{}, &Error{File: s.file, Key: u.Key, Problem: err.Error()}
+		return fail(&Error{File: s.file, Key: u.Key, Problem: err.Error()})
 	}
 	value, err := Of(u.Value)
 	if err != nil {
-		return nil, Change{}, &Error{File: s.file, Key: u.Key, Problem: err.Error()}
+		return fail(&Error{File: s.file, Key: u.Key, Problem: err.Error()})
 	}
 	root, err := s.document(doc, u.Key, opts.CreateKeys)
 	if err != nil {
-		return nil, Change{}, err
+		return fail(err)
 	}
 	at := s.walk(root, parts, false)
 	if at.problem != nil {
 		at.problem.Key = u.Key
 		if !at.problem.Missing || !opts.CreateKeys {
-			return nil, Change{}, at.problem
+			return fail(at.problem)
 		}
 	}
 	if p := s.shared(root, at.trail); p != nil && !opts.SharedAnchors {
 		p.Key = u.Key
-		return nil, Change{}, p
+		return fail(p)
 	}
 
-	change := Change{Key: u.Key, Changed: true, Created: at.problem != nil}
+	change := Change{Key: u.Key, Changed: true, Created: at.problem != nil, Old: Scalar{Kind: Null}}
 	var splices []splice
 	var want *yaml.Node
 	if change.Created {
-		if change.New, err = convert(value, Scalar{Kind: Null}, u.Type); err != nil {
-			return nil, Change{}, at.error(s, u.Key, err)
+		if change.New, err = convert(value, change.Old, u.Type); err != nil {
+			return fail(at.error(s, u.Key, err))
 		}
 		splices, want, err = s.create(at, change.New)
 	} else {
 		change.Old = scalarOf(at.node)
 		if change.New, err = convert(value, change.Old, u.Type); err != nil {
-			return nil, Change{}, at.error(s, u.Key, err)
+			return fail(at.error(s, u.Key, err))
 		}
 		if holds(at.node, change.New) {
 			change.Changed = false
-			return src, change, nil
+			return s, change, nil
 		}
 		splices, want, err = s.replace(at, change.New)
 	}
 	if err != nil {
-		return nil, Change{}, at.error(s, u.Key, err)
+		return fail(at.error(s, u.Key, err))
 	}
-	out := apply(src, splices)
-	if err := s.verify(out, at, want); err != nil {
-		return nil, Change{}, at.error(s, u.Key, fmt.Errorf("cannot be changed safely: %w", err))
+	edited, err := s.verify(apply(s.text, splices), at, want)
+	if err != nil {
+		return fail(at.error(s, u.Key, fmt.Errorf("cannot be changed safely: %w", err)))
 	}
-	return out, change, nil
+	return edited, change, nil
 }

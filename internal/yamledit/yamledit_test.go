@@ -111,7 +111,7 @@ func TestEdit(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			in := []byte(tc.in)
 			opts := Options{File: "f.yaml", CreateKeys: tc.create}
-			got, changes, err := Edit(in, tc.doc, tc.updates, opts)
+			got, changes, err := Edit(t.Context(), in, tc.doc, tc.updates, opts)
 			if err != nil {
 				t.Fatalf("%s: %v", tc.reason, err)
 			}
@@ -121,7 +121,7 @@ func TestEdit(t *testing.T) {
 			if string(in) != tc.in {
 				t.Error("the input was modified")
 			}
-			again, changes2, err := Edit(got, tc.doc, tc.updates, opts)
+			again, changes2, err := Edit(t.Context(), got, tc.doc, tc.updates, opts)
 			if err != nil || string(again) != string(got) {
 				t.Errorf("not a no-op when applied again: %q, %v", again, err)
 			}
@@ -177,7 +177,7 @@ func TestEditRefuses(t *testing.T) {
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
-			out, _, err := Edit([]byte(tc.in), tc.doc, []Update{tc.update}, Options{File: "f.yaml", CreateKeys: tc.create})
+			out, _, err := Edit(t.Context(), []byte(tc.in), tc.doc, []Update{tc.update}, Options{File: "f.yaml", CreateKeys: tc.create})
 			var got *Error
 			if !errors.As(err, &got) {
 				t.Fatalf("%s: got %q, %v", tc.reason, out, err)
@@ -196,7 +196,7 @@ func TestEditRefuses(t *testing.T) {
 func TestSyntaxError(t *testing.T) {
 	for name, in := range map[string]string{"broken": "a: [", "latin-1": "a: \xe9", "tab": "a:\n\tb: 1"} {
 		var syntax *SyntaxError
-		if _, _, err := Edit([]byte(in), 0, []Update{{Key: "a", Value: 1}}, Options{}); !errors.As(err, &syntax) {
+		if _, _, err := Edit(t.Context(), []byte(in), 0, []Update{{Key: "a", Value: 1}}, Options{}); !errors.As(err, &syntax) {
 			t.Errorf("%s: got %v", name, err)
 		}
 	}

@@ -38,7 +38,7 @@ func runHelmUpdateChart(ctx context.Context, sc *steps.Context, caps steps.Capab
 	if err != nil {
 		return errored(err)
 	}
-	if err := setDependencyVersions(sc, chart, cfg.Charts); err != nil {
+	if err := setDependencyVersions(ctx, sc, chart, cfg.Charts); err != nil {
 		return errored(fmt.Errorf("failed to update chart dependency versions: %w", relativeTo(sc.WorkDir, err)))
 	}
 	changes, err := updateDependencies(ctx, sc, caps, chart)
@@ -56,7 +56,7 @@ func runHelmUpdateChart(ctx context.Context, sc *steps.Context, caps steps.Capab
 }
 
 // setDependencyVersions edits Chart.yaml the way yaml-update does.
-func setDependencyVersions(sc *steps.Context, chart string, charts []chartDependency) error {
+func setDependencyVersions(ctx context.Context, sc *steps.Context, chart string, charts []chartDependency) error {
 	file := filepath.Join(chart, "Chart.yaml")
 	dependencies, err := readDependencies(file)
 	if err != nil {
@@ -77,7 +77,7 @@ func setDependencyVersions(sc *steps.Context, chart string, charts []chartDepend
 	if err != nil {
 		return err
 	}
-	out, err := updateYAML(sc.Log, src, "Chart.yaml", updates)
+	out, err := updateYAML(ctx, sc.Log, src, "Chart.yaml", updates)
 	if err != nil {
 		return err
 	}

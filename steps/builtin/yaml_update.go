@@ -32,7 +32,7 @@ type updatesConfig struct {
 // scalar, after several wide characters) is made by package yamledit instead.
 func YAMLUpdate() steps.Registration { return stateless("yaml-update", runYAMLUpdate) }
 
-func runYAMLUpdate(_ context.Context, sc *steps.Context) (steps.Result, error) {
+func runYAMLUpdate(ctx context.Context, sc *steps.Context) (steps.Result, error) {
 	cfg, err := decodeConfig[updatesConfig](sc)
 	if err != nil {
 		return failed(err)
@@ -58,7 +58,7 @@ func runYAMLUpdate(_ context.Context, sc *steps.Context) (steps.Result, error) {
 		updates[i] = yamledit.Update{Key: u.Key, Value: value, Type: yamledit.AsGiven}
 		lines[i] = "- " + u.Key + ": " + kargoYAMLValue(value)
 	}
-	out, err := updateYAML(sc.Log, src, cfg.Path, updates)
+	out, err := updateYAML(ctx, sc.Log, src, cfg.Path, updates)
 	if err != nil {
 		return fail(err)
 	}
@@ -69,7 +69,7 @@ func runYAMLUpdate(_ context.Context, sc *steps.Context) (steps.Result, error) {
 }
 
 // updateYAML edits as Kargo does where that does no damage.
-func updateYAML(log *slog.Logger, src []byte, path string, updates []yamledit.Update) ([]byte, error) {
+func updateYAML(ctx context.Context, log *slog.Logger, src []byte, path string, updates []yamledit.Update) ([]byte, error) {
 	out, err := updateLines(src, path, updates)
 	if err != nil {
 		return nil, err
@@ -83,7 +83,7 @@ func updateYAML(log *slog.Logger, src []byte, path string, updates []yamledit.Up
 		return out, nil
 	}
 	log.Warn("yaml-update of Kargo would damage this file; the values are set without that", slog.String("path", path))
-	out, _, err = yamledit.Edit(src, 0, updates, yamledit.Options{File: path, SharedAnchors: true})
+	out, _, err = yamledit.Edit(ctx, src, 0, updates, yamledit.Options{File: path, SharedAnchors: true})
 	return out, err
 }
 

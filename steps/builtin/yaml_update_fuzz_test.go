@@ -35,7 +35,7 @@ func FuzzYAMLUpdate(f *testing.F) {
 			{Key: key, Value: value, Type: yamledit.AsGiven},
 			{Key: other, Value: true, Type: yamledit.AsGiven},
 		}
-		out, err := updateYAML(slog.New(slog.DiscardHandler), src, "f", updates)
+		out, err := updateYAML(t.Context(), slog.New(slog.DiscardHandler), src, "f", updates)
 		if err != nil {
 			return
 		}

@@ -122,7 +122,7 @@ func apply(ctx context.Context, ledger verification.Ledger, sc *steps.Context) (
 	if err != nil {
 		return nil, err
 	}
-	edited, changes, err := yamledit.Edit(text, document, updates, yamledit.Options{File: in, CreateKeys: cfg.CreateKeys})
+	edited, changes, err := yamledit.Edit(ctx, text, document, updates, yamledit.Options{File: in, CreateKeys: cfg.CreateKeys})
 	if err != nil {
 		return nil, err
 	}
