@@ -47,7 +47,7 @@ func (e *expectation) compare(a *app, r report, workDir string) error {
 		a.statusf("the report is as expected by %s", e.file)
 		return nil
 	}
-	a.statusf("%s", printable(udiff.Unified(e.file, "this run", e.text, got)))
+	a.statusf("%s", udiff.Unified(e.file, "this run", e.text, got))
 	return &exitError{code: exitExpect, err: fmt.Errorf("the report differs from %s; write it anew if the change is wanted", e.file)}
 }
 

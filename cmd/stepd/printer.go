@@ -72,7 +72,7 @@ func (p *printer) StepWaiting(i int, _ *runner.Step, o runner.StepOutcome, wait 
 	if why != "" {
 		why = ": " + why
 	}
-	p.app.statusf("%s (%s) is %s, next attempt in %s%s", printable(o.Alias), printable(o.Uses), o.Status, wait, printable(why))
+	p.app.statusf("%s (%s) is %s, next attempt in %s%s", o.Alias, o.Uses, o.Status, wait, why)
 }
 
 // signer prints what was verified by the step, from stepd's own ledger: an

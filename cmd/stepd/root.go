@@ -50,9 +50,9 @@ func (a *app) log() *slog.Logger {
 	return slog.New(a.redactor.Handler(h))
 }
 
-// statusf writes a line of status, masked, to stderr.
+// statusf writes a line of status to stderr, masked and harmless for a terminal.
 func (a *app) statusf(format string, args ...any) {
-	_, _ = fmt.Fprintln(a.err, a.redactor.String(fmt.Sprintf(format, args...))) // nowhere to report a broken stderr
+	_, _ = fmt.Fprintln(a.err, printable(a.redactor.String(fmt.Sprintf(format, args...)))) // nowhere to report a broken stderr
 }
 
 // run executes one command line and returns the exit code.

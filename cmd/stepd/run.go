@@ -126,10 +126,10 @@ func runPromotion(ctx context.Context, a *app, f runFlags, format string) error 
 		return usageError("--stage-name is for a task that runs without a Stage; ctx.stage is the name of Stage %q", resolved.Document.Name)
 	}
 	for _, w := range append(set.Warnings, resolved.Warnings...) {
-		a.statusf("warning: %s", printable(warningText(w)))
+		a.statusf("warning: %s", warningText(w))
 	}
 	resolved.Data.Missing = func(kind, namespace, name string) {
-		a.statusf("warning: %s %q of namespace %q is not among the documents", kind, printable(name), printable(namespace))
+		a.statusf("warning: %s %q of namespace %q is not among the documents", kind, name, namespace)
 	}
 
 	workDir, cleanup, err := openWorkDir(f.workDir, f.keep)
