@@ -201,8 +201,12 @@ func convert(v, old Scalar, t ValueType) (Scalar, error) {
 	if v.Kind == Null {
 		what = "null"
 	}
+	wanted := "the scalar is the string " + shorten(old.Text)
+	if t == AsString {
+		wanted = "it is to become a string"
+	}
 	return v, &Error{
-		Problem: fmt.Sprintf("the scalar is the string %s, but the value is %s", shorten(old.Text), what),
+		Problem: fmt.Sprintf("%s, but the value is %s", wanted, what),
 		Remedy:  "wrap the expression in quote(…) so that text like 1.10 stays text, or set valueType to change the scalar's type",
 	}
 }

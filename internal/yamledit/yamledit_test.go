@@ -153,7 +153,7 @@ func TestEditRefuses(t *testing.T) {
 		"bool for string":       {"the same for bools", "a: x\n", 0, Update{Key: "a", Value: true}, false, Error{Line: 1, Column: 4}, "quote("},
 		"null for string":       {"and null", "a: x\n", 0, Update{Key: "a", Value: nil}, false, Error{Line: 1, Column: 4}, "null"},
 		"number for date":       {"a date counts as a string", "a: 2024-01-15\n", 0, Update{Key: "a", Value: 1}, false, Error{Line: 1, Column: 4}, "quote("},
-		"number as string":      {"its text is lost already", "a: x\n", 0, Update{Key: "a", Value: 1.1, Type: AsString}, false, Error{Line: 1, Column: 4}, "quote("},
+		"number as string":      {"its text is lost already", "a: 1\n", 0, Update{Key: "a", Value: 1.1, Type: AsString}, false, Error{Line: 1, Column: 4}, "it is to become a string, but the value is the number 1.1"},
 		"text as number":        {"not a number", "a: 1\n", 0, Update{Key: "a", Value: "x", Type: AsNumber}, false, Error{Line: 1, Column: 4}, "not a number"},
 		"text as boolean":       {"not a boolean", "a: 1\n", 0, Update{Key: "a", Value: "yes", Type: AsBoolean}, false, Error{Line: 1, Column: 4}, "not a boolean"},
 		"tag contradicts":       {"an explicit tag", "a: !!str x\n", 0, Update{Key: "a", Value: 1, Type: AsNumber}, false, Error{Line: 1, Column: 4}, "!!str"},
