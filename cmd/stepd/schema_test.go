@@ -2,19 +2,23 @@ package main
 
 import (
 	"encoding/json"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"sigs.k8s.io/yaml"
 
 	"github.com/stepd/stepd/internal/configschema"
+	"github.com/stepd/stepd/internal/redact"
 	"github.com/stepd/stepd/internal/sharedata"
 	"github.com/stepd/stepd/runner"
 	"github.com/stepd/stepd/runner/kargoapi"
 	"github.com/stepd/stepd/runner/load"
+	"github.com/stepd/stepd/schemas"
 )
 
 func compileDocumentSchema(t *testing.T, kind string) *configschema.Schema {
@@ -153,5 +157,20 @@ func TestGoldenStagesSatisfyTheDocumentSchema(t *testing.T) {
 	}
 	if checked < 50 {
 		t.Errorf("only %d Stages were checked", checked)
+	}
+}
+
+// TestEveryStepHasASchema: what lint and editors know is what run can run.
+func TestEveryStepHasASchema(t *testing.T) {
+	t.Setenv("XDG_STATE_HOME", t.TempDir())
+	a := &app{stdio: stdio{out: io.Discard, err: io.Discard}, redactor: redact.New()}
+	set := &load.Set{}
+	e, err := newEdges(t.Context(), a, edgeFlags{}, true, set, runner.NewDocumentData(set, "p", ""), redact.NewLiteral())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.close(a)
+	if diff := cmp.Diff(schemas.Kinds(), e.registry.Kinds()); diff != "" {
+		t.Errorf("kinds with a schema and kinds that run differ (-schemas +registry):\n%s", diff)
 	}
 }
