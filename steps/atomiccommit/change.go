@@ -63,14 +63,18 @@ func (c *change) paths() []string {
 }
 
 // promotionULID returns the ULID in a promotion's name,
-// "<stage>.<ulid>.<freight>", in canonical upper case.
+// "<stage>.<ulid>.<freight>"; the freight may be missing.
 func promotionULID(name string) (ulid.ULID, bool) {
 	parts := strings.Split(name, ".")
-	if len(parts) < 3 {
-		return ulid.ULID{}, false
+	for _, i := range []int{len(parts) - 2, len(parts) - 1} {
+		if i < 1 {
+			continue
+		}
+		if id, err := ulid.ParseStrict(strings.ToUpper(parts[i])); err == nil {
+			return id, true
+		}
 	}
-	id, err := ulid.ParseStrict(strings.ToUpper(parts[len(parts)-2]))
-	return id, err == nil
+	return ulid.ULID{}, false
 }
 
 // claim is what a commit's trailers say about where it came from. Anybody can

@@ -62,6 +62,7 @@ type Request struct {
 	Method, Path, Query, Protocol, User string
 	Status                              int
 	Up, Down                            int64
+	Time                                time.Duration
 }
 
 // New starts a server in a temporary directory that ends with the test.
@@ -346,7 +347,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		s.stats.Time += time.Since(start)
 		s.log = append(s.log, Request{
 			Method: r.Method, Path: r.URL.Path, Query: r.URL.RawQuery, Protocol: r.Header.Get("Git-Protocol"),
-			User: user, Status: cw.status, Up: body.n, Down: cw.n,
+			User: user, Status: cw.status, Up: body.n, Down: cw.n, Time: time.Since(start),
 		})
 	}()
 	h.ServeHTTP(cw, r)
