@@ -32,8 +32,8 @@ type Limits struct {
 	Redirects int
 	// Attempts is how often one request is tried in all; 4.
 	Attempts int
-	// Request is the deadline of one attempt, body included; 30 s. For a blob
-	// of more than 8 MiB it is the longest pause between two reads instead.
+	// Request is the deadline of one attempt, body included; 30 s. Each MiB of
+	// a body that is larger than 8 MiB, or of unknown size, renews it.
 	Request time.Duration
 	// RetryAfter is the longest pause a registry may ask for; 60 s.
 	RetryAfter time.Duration

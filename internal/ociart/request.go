@@ -85,7 +85,7 @@ func (r *Repository) attempt(ctx context.Context, what, path string, header http
 	if enc := resp.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
 		return fmt.Errorf("cannot get %s: %w: it is encoded as %s", what, ErrIntegrity, Quote(enc))
 	}
-	if resp.ContentLength > largeBody {
+	if resp.ContentLength < 0 || resp.ContentLength > largeBody {
 		resp.Body = &progressReader{ReadCloser: resp.Body, deadline: stall}
 	}
 	if err := read(resp); err != nil {
@@ -97,8 +97,9 @@ func (r *Repository) attempt(ctx context.Context, what, path string, header http
 	return nil
 }
 
-// largeBody is the size from which a body may take longer than one request
-// deadline as long as it makes progress.
+// largeBody is the size from which a body, and likewise one of unknown size,
+// may take longer than one request deadline as long as it makes progress. How
+// much there may be of it is limited elsewhere.
 const largeBody = 8 << 20
 
 // errDeadline is the cause of a request that was given up.

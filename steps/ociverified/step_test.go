@@ -491,3 +491,38 @@ func TestConcurrently(t *testing.T) {
 		}
 	}
 }
+
+// project hands out credentials to one project for one repository.
+type project struct{ name, repository string }
+
+func (p project) Get(_ context.Context, name string, typ steps.CredentialType, repository string) (*steps.Credentials, error) {
+	if name != p.name || repository != p.repository || typ != steps.CredentialsImage {
+		return nil, nil
+	}
+	return &steps.Credentials{Username: "u", Password: "p"}, nil
+}
+
+func TestPrivateRegistry(t *testing.T) {
+	h := newHarness(t, "kl-v3-rekor2tsa")
+	h.registry.Hijack = func(_ int, w http.ResponseWriter, r *http.Request) bool {
+		if user, password, ok := r.BasicAuth(); ok && user == "u" && password == "p" {
+			return false
+		}
+		w.Header().Set("WWW-Authenticate", `Basic realm="registry"`)
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	}
+	if res, err := h.run(t); err == nil || res.Status != steps.Errored || !strings.Contains(err.Error(), "credentials") {
+		t.Errorf("without credentials: %s, %v", res.Status, err)
+	}
+	granted := New(h.options)
+	caps := steps.Capabilities{Credentials: project{"p", h.registry.Host() + "/devex/configs"}}
+	if res, err := granted.New(caps).Run(t.Context(), h.sc); err != nil {
+		t.Errorf("with the project's credentials: %s, %v", res.Status, err)
+	}
+	h.sc.Project = "q"
+	h.sc.Config["allowOverwrite"] = true
+	if _, err := granted.New(caps).Run(t.Context(), h.sc); err == nil {
+		t.Error("another project has the credentials, too")
+	}
+}
