@@ -90,7 +90,9 @@ func TestPluginServe(t *testing.T) {
 }
 
 // connection is a host's side that wants nothing but the connection.
-type connection struct{ goplugin.NetRPCUnsupportedPlugin }
+type connection struct {
+	goplugin.NetRPCUnsupportedPlugin
+}
 
 func (connection) GRPCServer(*goplugin.GRPCBroker, *grpc.Server) error { return errors.ErrUnsupported }
 
