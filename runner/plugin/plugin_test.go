@@ -281,19 +281,22 @@ func TestFlood(t *testing.T) {
 }
 
 func TestPluginsThatDoNotStart(t *testing.T) {
-	for _, tc := range []struct{ name, says string }{
-		{"stepd-step-hangs", "timeout"},
-		{"stepd-step-exits", "no licence found"},
-		{"stepd-step-babbles", "Hello, I am a plugin!"},
-		{"stepd-step-elsewhere", "not a socket in its own directory"},
-		{"stepd-step-future", "99"},
-		{"stepd-step-mute", "cannot start plugin"},
+	for _, tc := range []struct {
+		name, says string
+		patience   time.Duration
+	}{
+		{"stepd-step-hangs", "timeout", 2 * time.Second},
+		{"stepd-step-exits", "no licence found", 30 * time.Second},
+		{"stepd-step-babbles", "Hello, I am a plugin!", 30 * time.Second},
+		{"stepd-step-elsewhere", "not a socket in its own directory", 30 * time.Second},
+		{"stepd-step-future", "99", 30 * time.Second},
+		{"stepd-step-mute", "cannot start plugin", 2 * time.Second},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
 			_, err := plugin.Install(t.Context(),
-				plugin.HostOptions{Dir: dir, StartTimeout: 3 * time.Second, Limits: sandbox.Limits{OpenFiles: 4096}},
+				plugin.HostOptions{Dir: dir, StartTimeout: tc.patience, Limits: sandbox.Limits{OpenFiles: 4096}},
 				plugin.InstallOptions{Path: self(t), Name: tc.name})
 			if err == nil || !strings.Contains(err.Error(), tc.says) {
 				t.Errorf("got %v, want an error that says %q", err, tc.says)
@@ -424,6 +427,26 @@ func TestFewProcesses(t *testing.T) {
 	wg.Wait()
 	if len(pids) != 6 {
 		t.Errorf("6 work dirs were served by %d processes; each must have its own", len(pids))
+	}
+}
+
+func TestIdlePluginsEnd(t *testing.T) {
+	opts := install(t, "stepd-step-naughty")
+	opts.IdleTimeout = 50 * time.Millisecond
+	r, err := run(t, open(t, opts), "pid", &steps.Context{WorkDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pidfd, err := unix.PidfdOpen(int(r.Output["pid"].(int64)), 0)
+	if errors.Is(err, unix.ESRCH) {
+		return // it has ended already
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pidfd)
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 30_000); n != 1 {
+		t.Errorf("an idle plugin goes on: %v", err)
 	}
 }
 

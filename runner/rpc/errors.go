@@ -158,8 +158,8 @@ func badRequest(field, description string) error {
 }
 
 // callError turns the gRPC error of a call into what a Runner returns. The
-// context decides whether it was a timeout or a cancellation, since a deadline
-// can show up as either on the wire.
+// context, when it is done, decides whether it was a timeout or a cancellation,
+// since a deadline can show up as either on the wire, and there sooner.
 func callError(ctx context.Context, kind string, err error) error {
 	if cause := ctx.Err(); cause != nil {
 		return fmt.Errorf("cannot run step %q: %w", kind, cause)
@@ -167,6 +167,10 @@ func callError(ctx context.Context, kind string, err error) error {
 	st := status.Convert(err)
 	err = fmt.Errorf("cannot run step %q: %s (%s)", kind, st.Message(), st.Code())
 	switch st.Code() {
+	case codes.DeadlineExceeded:
+		return fmt.Errorf("%w: %w", err, context.DeadlineExceeded)
+	case codes.Canceled:
+		return fmt.Errorf("%w: %w", err, context.Canceled)
 	case codes.InvalidArgument, codes.NotFound, codes.PermissionDenied, codes.Unauthenticated, codes.Unimplemented:
 		return steps.Terminal(err)
 	}

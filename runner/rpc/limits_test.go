@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -175,4 +176,35 @@ func TestErrorsKeepWhatCallersDecideBy(t *testing.T) {
 	if err := errorFromProto(&stepdv1.StepError{}); err == nil || strings.TrimSpace(err.Error()) == "" {
 		t.Errorf("an error without text has to say something: %v", err)
 	}
+}
+
+func TestCallErrors(t *testing.T) {
+	for _, tc := range []struct {
+		reason   string
+		ctx      context.Context
+		code     codes.Code
+		is       error
+		terminal bool
+	}{
+		{"the wire knows of the deadline before the context does", t.Context(), codes.DeadlineExceeded, context.DeadlineExceeded, false},
+		{"the server was cancelled", t.Context(), codes.Canceled, context.Canceled, false},
+		{"a deadline that the wire calls a cancellation", past(t), codes.Canceled, context.DeadlineExceeded, false},
+		{"a lost connection may come back", t.Context(), codes.Unavailable, nil, false},
+		{"a full queue empties", t.Context(), codes.ResourceExhausted, nil, false},
+		{"what was refused stays refused", t.Context(), codes.PermissionDenied, nil, true},
+		{"what is not there stays away", t.Context(), codes.NotFound, nil, true},
+	} {
+		err := callError(tc.ctx, "k", status.Error(tc.code, "because"))
+		if tc.is != nil && !errors.Is(err, tc.is) || steps.IsTerminal(err) != tc.terminal {
+			t.Errorf("%s: %v (terminal %t)", tc.reason, err, steps.IsTerminal(err))
+		}
+	}
+}
+
+// past is a context whose deadline is over.
+func past(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithDeadline(t.Context(), time.Unix(0, 0))
+	t.Cleanup(cancel)
+	return ctx
 }

@@ -510,14 +510,19 @@ func TestHealthReflectionMetricsTraces(t *testing.T) {
 	for _, kind := range []string{"contract-log", "contract-refuse"} {
 		_, _ = s.Lookup(t, kind).New(steps.Capabilities{}).Run(t.Context(), s.NewContext(t)) // what it answers is another test's
 	}
-	text := get(t, "http://"+r.addrs["metrics"].String()+"/metrics")
+	// A call is counted when its stream has ended, a moment after its result.
+	const counted = `stepd_calls_total{code="OK",method="/stepd.v1.StepService/RunStep"} 2`
+	text := ""
+	for patience := time.Now().Add(30 * time.Second); !strings.Contains(text, counted) && time.Now().Before(patience); {
+		text = get(t, "http://"+r.addrs["metrics"].String()+"/metrics")
+	}
 	for _, want := range []string{
 		`stepd_step_runs_total{kind="contract-log",status="Succeeded"} 1`,
 		`stepd_step_runs_total{kind="contract-refuse",status="Failed"} 1`,
 		`stepd_step_failures_total{kind="contract-refuse",reason="refused"} 1`,
 		`stepd_step_duration_seconds_count{kind="contract-log"} 1`,
 		`stepd_steps_running 0`,
-		`stepd_calls_total{code="OK",method="/stepd.v1.StepService/RunStep"} 2`,
+		counted,
 		`go_goroutines`,
 	} {
 		if !strings.Contains(text, want) {
