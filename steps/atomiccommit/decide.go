@@ -292,7 +292,7 @@ const (
 	maxLookBack = 2000
 	// clockSkew is how much earlier than the promotion's own time its commit
 	// may claim to be.
-	clockSkew = 10 * time.Minute
+	clockSkew = 5 * time.Minute
 )
 
 // judge decides by state, in this order: our own commit is on the branch;

@@ -116,15 +116,14 @@ func run(runs int, sizes []string, contention bool) error {
 // sample is the cost of one commit.
 type sample struct {
 	wall, cpu, server time.Duration
-	rss               int64 // KiB
+	rss               int64 // KiB; includes what started the process, at exec
 	up, down          int64
 	requests          int
 }
 
 func (b *bench) size(dirs, perDir, runs int) error {
 	name := fmt.Sprintf("r%d.git", dirs*perDir)
-	url, err := b.server.Create(name)
-	if err != nil {
+	if _, err := b.server.Create(name); err != nil {
 		return err
 	}
 	if err := b.server.Seed(name, dirs, perDir, 1000); err != nil {
@@ -141,12 +140,20 @@ func (b *bench) size(dirs, perDir, runs int) error {
 		{"atomic-commit, cold", b.cold},
 		{"atomic-commit, warm", b.warm},
 	}
+	// Every method has a copy of its own, so that none meets the others' commits.
+	copies := make([]string, len(methods))
+	for i := range methods {
+		copies[i] = fmt.Sprintf("m%d-%s", i, name)
+		if err := os.CopyFS(b.server.Dir(copies[i]), os.DirFS(b.server.Dir(name))); err != nil {
+			return err
+		}
+	}
 	results := make([][]sample, len(methods))
 	for r := range runs {
 		for i, m := range methods {
 			b.n++
 			file := fmt.Sprintf("d%04d/f%04d.yaml", (b.n*7)%dirs, b.n%perDir)
-			s, err := m.run(url, file)
+			s, err := m.run(b.server.RepoURL(copies[i]), file)
 			if err != nil {
 				return fmt.Errorf("%s: %w", m.name, err)
 			}
@@ -166,8 +173,13 @@ func (b *bench) size(dirs, perDir, runs int) error {
 	cold, warm := medians[4], medians[5]
 	fmt.Printf("cold: %.1fx faster than (a), %.1fx than (c); warm: %.1fx faster than (a)\n",
 		ratio(medians[0].wall, cold.wall), ratio(best, cold.wall), ratio(medians[0].wall, warm.wall))
-	if out, err := b.server.Git(name, "fsck", "--strict", "--no-dangling"); err != nil || out != "" {
-		return fmt.Errorf("git fsck: %w %s", err, out)
+	for _, c := range copies {
+		if out, err := b.server.Git(c, "fsck", "--strict", "--no-dangling"); err != nil || out != "" {
+			return fmt.Errorf("git fsck of %s: %w %s", c, err, out)
+		}
+		if err := os.RemoveAll(b.server.Dir(c)); err != nil {
+			return err
+		}
 	}
 	return nil
 }
