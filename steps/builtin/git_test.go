@@ -371,7 +371,7 @@ func TestPushRetriesARace(t *testing.T) {
 			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				if strings.HasSuffix(r.URL.Path, "/info/refs") && r.URL.Query().Get("service") == "git-receive-pack" && races < tc.races {
 					races++
-					if _, err := server.Commit("gitops.git", gittest.Change{Message: "race", Files: gittest.Files(map[string]string{fmt.Sprintf("theirs-%d", races): "x"})}); err != nil { //nolint:contextcheck // the test server makes its own
+					if _, err := server.Commit("gitops.git", gittest.Change{Message: "race", Files: gittest.Files(map[string]string{fmt.Sprintf("theirs-%d", races): "x"})}); err != nil {
 						t.Error(err)
 					}
 				}
