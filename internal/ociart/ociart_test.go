@@ -500,6 +500,27 @@ func TestTokenIsFetchedOnce(t *testing.T) {
 	}
 }
 
+func TestTokenServerRefuses(t *testing.T) {
+	for code, count := range map[int]int{http.StatusForbidden: 2, http.StatusNotFound: 2, http.StatusServiceUnavailable: 8} {
+		var s *server
+		s = newServer(t, func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/token" {
+				w.WriteHeader(code)
+				return
+			}
+			w.Header().Set("WWW-Authenticate", `Bearer realm="`+s.URL+`/token",service="x"`)
+			w.WriteHeader(http.StatusUnauthorized)
+		})
+		_, err := open(t, s, "v1", nil).Resolve(t.Context())
+		if err == nil || IsNotFound(err) || !strings.Contains(err.Error(), fmt.Sprint(code)) {
+			t.Errorf("%d: err = %v", code, err)
+		}
+		if n := len(s.requests); n != count {
+			t.Errorf("%d: %d requests, want %d: only a busy server is asked again", code, n, count)
+		}
+	}
+}
+
 func TestTLS(t *testing.T) {
 	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, manifestJSON)

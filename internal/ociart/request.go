@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"oras.land/oras-go/v2/registry/remote/auth"
+	"oras.land/oras-go/v2/registry/remote/errcode"
 )
 
 // get requests a path below /v2/<repository>/ and hands the answer to read,
@@ -55,7 +56,8 @@ func (r *Repository) retryable(err error) (time.Duration, bool) {
 		return busy.after, busy.after <= r.client.limits.RetryAfter
 	}
 	var status *StatusError
-	if errors.As(err, &status) || errors.Is(err, ErrIntegrity) || errors.Is(err, errFinal) {
+	var token *tokenError
+	if errors.As(err, &status) || errors.As(err, &token) || errors.Is(err, ErrIntegrity) || errors.Is(err, errFinal) {
 		return 0, false
 	}
 	return 0, true
@@ -75,6 +77,9 @@ func (r *Repository) attempt(ctx context.Context, what, path string, header http
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
+		}
+		if denied := authError(what, err); denied != nil {
+			return denied
 		}
 		return fmt.Errorf("cannot get %s: %w", what, redactURL(err))
 	}
@@ -96,6 +101,34 @@ func (r *Repository) attempt(ctx context.Context, what, path string, header http
 	}
 	return nil
 }
+
+// authError recognises what auth.Client says when the registry or its token
+// server wants other credentials, or is busy; nil for any other error.
+func authError(what string, err error) error {
+	if errors.Is(err, auth.ErrBasicCredentialNotFound) {
+		return &StatusError{What: what, Code: http.StatusUnauthorized}
+	}
+	var token *errcode.ErrorResponse
+	if !errors.As(err, &token) {
+		return nil
+	}
+	e := &StatusError{What: "a token for " + what, Code: token.StatusCode}
+	if len(token.Errors) > 0 {
+		e.Detail = Quote(token.Errors[0].Error())
+	}
+	if busyStatus(e.Code) {
+		return &busyError{StatusError: e}
+	}
+	return &tokenError{e}
+}
+
+// tokenError is a token server's answer. It does not unwrap to the status: a
+// token server's 404 says nothing about what was asked of the registry.
+type tokenError struct{ status *StatusError }
+
+func (e *tokenError) Error() string { return e.status.Error() }
+
+func busyStatus(code int) bool { return code == http.StatusTooManyRequests || code >= 500 }
 
 // largeBody is the size from which a body, and likewise one of unknown size,
 // may take longer than one request deadline as long as it makes progress. How
@@ -214,7 +247,7 @@ func redactURL(err error) error {
 
 func statusError(what string, resp *http.Response) error {
 	e := &StatusError{What: what, Code: resp.StatusCode, Detail: registryErrors(resp.Body)}
-	if resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode < 500 {
+	if !busyStatus(resp.StatusCode) {
 		return e
 	}
 	busy := &busyError{StatusError: e}
