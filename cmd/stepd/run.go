@@ -30,6 +30,7 @@ effects are suppressed, recorded and reported instead:
   - Argo CD Applications synced or refreshed
   - pull requests opened or merged
   - HTTP requests of the http step, except reading ones below a URL given with --allow-http
+Steps of plugins run without network, and those of a --step-server do not run.
 
 Documents come from -f: Stages, PromotionTasks, Freight, Warehouses, Promotions, Secrets and
 ConfigMaps in any mix. The only Stage, or else the only task, is selected by itself.
