@@ -202,7 +202,7 @@ func (c *counter) transport(next http.RoundTripper) http.RoundTripper {
 			r = r.Clone(r.Context())
 			r.Body = countingBody{r.Body, c}
 		}
-		res, err := around(c, func() (*http.Response, error) { return next.RoundTrip(r) }) //nolint:bodyclose // passed on
+		res, err := around(c, func() (*http.Response, error) { return next.RoundTrip(r) })
 		if err == nil {
 			res.Body = countingBody{res.Body, c}
 		}
@@ -334,6 +334,9 @@ func TestKilledAtEveryPoint(t *testing.T) {
 		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			if (testing.Short() || raceEnabled) && tc.meanwhile != nil {
+				t.Skip("the end-to-end suite runs this")
+			}
 			b := newCrashBench(t)
 			prepare := func(dieAt int) (childSpec, childRun, string) {
 				var spec childSpec
@@ -372,7 +375,7 @@ func TestKilledAtEveryPoint(t *testing.T) {
 
 func TestKilledAtRandomMoments(t *testing.T) {
 	moments := 200
-	if testing.Short() {
+	if testing.Short() || raceEnabled {
 		moments = 20
 	}
 	b := newCrashBench(t)

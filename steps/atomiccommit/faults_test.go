@@ -33,7 +33,7 @@ func status(code int, header ...string) fault {
 }
 
 // cut drops the connection without an answer.
-func cut(w http.ResponseWriter, _ *http.Request, _ http.Handler) { panic(http.ErrAbortHandler) }
+func cut(_ http.ResponseWriter, _ *http.Request, _ http.Handler) { panic(http.ErrAbortHandler) }
 
 // cutInside reads half of the request first.
 func cutInside(_ http.ResponseWriter, r *http.Request, _ http.Handler) {

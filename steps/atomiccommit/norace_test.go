@@ -1,0 +1,5 @@
+//go:build !race
+
+package atomiccommit_test
+
+const raceEnabled = false
