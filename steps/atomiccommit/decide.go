@@ -319,7 +319,9 @@ func (o *owner) judge(ctx context.Context, j *job, trees *gitrepo.Trees) (verdic
 	if by, err := o.supersededBy(ctx, j, h); by != nil || err != nil {
 		return verdict{err: j.superseded(by)}, err
 	}
-	j.prepare(o, trees)
+	if j.intent == nil || h.Complete { // else an own commit may be out of sight: judge by the old base
+		j.prepare(o, trees)
+	}
 	b, err := o.baseOf(ctx, j)
 	if err != nil {
 		return verdict{}, err

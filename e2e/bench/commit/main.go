@@ -42,11 +42,15 @@ func main() {
 	sizes := flag.String("sizes", "10x10,100x100,1000x100", "repositories, as directories x files in each")
 	contention := flag.Bool("contention", true, "measure contention, too")
 	childSpec := flag.String("child", "", "for the program's own use")
+	seedSpec := flag.String("seed", "", "for the program's own use")
 	flag.Parse()
 	var err error
-	if *childSpec != "" {
+	switch {
+	case *childSpec != "":
 		err = child(*childSpec)
-	} else {
+	case *seedSpec != "":
+		err = seedChild(*seedSpec)
+	default:
 		err = run(*runs, strings.Split(*sizes, ","), *contention)
 	}
 	if err != nil {
@@ -116,7 +120,7 @@ func run(runs int, sizes []string, contention bool) error {
 // sample is the cost of one commit.
 type sample struct {
 	wall, cpu, server time.Duration
-	rss               int64 // KiB; includes what started the process, at exec
+	rss               int64 // KiB; at least this program's own, which a process inherits
 	up, down          int64
 	requests          int
 }
@@ -126,7 +130,7 @@ func (b *bench) size(dirs, perDir, runs int) error {
 	if _, err := b.server.Create(name); err != nil {
 		return err
 	}
-	if err := b.server.Seed(name, dirs, perDir, 1000); err != nil {
+	if err := b.seed(name, dirs, perDir, 1000); err != nil {
 		return err
 	}
 	methods := []struct {
@@ -182,6 +186,26 @@ func (b *bench) size(dirs, perDir, runs int) error {
 		}
 	}
 	return nil
+}
+
+// seed fills a repository in a process of its own: a process that is started
+// inherits its parent's peak memory.
+func (b *bench) seed(name string, dirs, perDir, commits int) error {
+	spec := fmt.Sprintf("%d %d %d %s", dirs, perDir, commits, b.server.Dir(name))
+	if out, err := exec.CommandContext(context.Background(), b.self, "-seed", spec).CombinedOutput(); err != nil {
+		return fmt.Errorf("cannot seed %s: %w: %s", name, err, out)
+	}
+	return nil
+}
+
+func seedChild(spec string) error {
+	var dirs, perDir, commits int
+	var dir string
+	if _, err := fmt.Sscanf(spec, "%d %d %d %s", &dirs, &perDir, &commits, &dir); err != nil {
+		return err
+	}
+	s := &gittest.Server{Root: filepath.Dir(dir)}
+	return s.Seed(filepath.Base(dir), dirs, perDir, commits)
 }
 
 func ratio(a, b time.Duration) float64 { return float64(a) / float64(b) }
@@ -472,7 +496,7 @@ func (b *bench) contend(writers, processes int) error {
 	if err != nil {
 		return err
 	}
-	if err := b.server.Seed(name, 100, 100, 100); err != nil {
+	if err := b.seed(name, 100, 100, 100); err != nil {
 		return err
 	}
 	reqs := make([]childRequest, processes)
