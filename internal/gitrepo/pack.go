@@ -189,6 +189,7 @@ func writePack(w *bytes.Buffer, objects []Object) error {
 	start := w.Len()
 	w.WriteString("PACK")
 	_ = binary.Write(w, binary.BigEndian, []uint32{2, uint32(len(objects))}) //nolint:gosec // bounded by the caller's memory; a Buffer does not fail
+	z := zlib.NewWriter(w)                                                   // one for all: each would allocate most of a megabyte
 	for _, o := range objects {
 		typ, data := o.Type, o.Data
 		var base []byte
@@ -200,7 +201,7 @@ func writePack(w *bytes.Buffer, objects []Object) error {
 		}
 		writeObjectHeader(w, typ, len(data))
 		w.Write(base)
-		z := zlib.NewWriter(w)
+		z.Reset(w)
 		if _, err := z.Write(data); err != nil {
 			return fmt.Errorf("cannot compress an object: %w", err)
 		}
