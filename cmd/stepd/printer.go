@@ -118,15 +118,19 @@ func (p *printer) finish(r report, took time.Duration) {
 	if len(r.Syncs)+len(r.Requests) > 0 {
 		p.printf("\n")
 	}
+	why := "dry run"
+	if r.Live {
+		why = "recorded only"
+	}
 	for _, s := range r.Syncs {
 		revisions := ""
 		if len(s.Revisions) > 0 {
 			revisions = " to " + strings.Join(s.Revisions, ", ")
 		}
-		p.printf("Application %s/%s%s  %s\n", s.Namespace, s.Name, revisions, done(s.Done, "synced", "not synced: dry run"))
+		p.printf("Application %s/%s%s  %s\n", s.Namespace, s.Name, revisions, done(s.Done, "synced", "not synced: "+why))
 	}
 	for _, q := range r.Requests {
-		p.printf("%s %s%s  %s\n", q.Kind, q.Target, detail(q.Detail), done(q.Done, "done", "not done: dry run"))
+		p.printf("%s %s%s  %s\n", q.Kind, q.Target, detail(q.Detail), done(q.Done, "done", "not done: "+why))
 	}
 	mode := "dry run"
 	if r.Live {

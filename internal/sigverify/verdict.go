@@ -67,7 +67,8 @@ type RefusedError struct {
 	Artifact string
 	// Missing are the requirements that nothing satisfied.
 	Missing []string
-	// Expected says who may sign.
+	// Expected says who may sign; empty when a signature was accepted and what
+	// was signed is not what was asked for.
 	Expected string
 	// Rejected are the candidates that were found.
 	Rejected []Rejection
@@ -86,25 +87,33 @@ func (e *RefusedError) Error() string {
 	if e.Expected != "" {
 		fmt.Fprintf(&b, " by %s", e.Expected)
 	}
+	if e.Expected == "" {
+		b.WriteString("; its signature is acceptable, but it is not the artifact that was asked for")
+	} else {
+		e.candidates(&b)
+	}
+	if e.Remedy != "" {
+		b.WriteString(". " + e.Remedy)
+	}
+	return b.String()
+}
+
+func (e *RefusedError) candidates(b *strings.Builder) {
 	switch n := len(e.Rejected); n {
 	case 0:
 		b.WriteString("; nothing was found that is signed for this digest")
 	case 1:
 		b.WriteString("; 1 candidate was found and refused")
 	default:
-		fmt.Fprintf(&b, "; %d candidates were found and refused", n)
+		fmt.Fprintf(b, "; %d candidates were found and refused", n)
 	}
 	for i, r := range e.Rejected {
 		if i == maxReasons {
-			fmt.Fprintf(&b, "; and %d more", len(e.Rejected)-i)
+			fmt.Fprintf(b, "; and %d more", len(e.Rejected)-i)
 			break
 		}
-		fmt.Fprintf(&b, "; %s (%s): %s", r.Candidate, r.Format, r.Reason)
+		fmt.Fprintf(b, "; %s (%s): %s", r.Candidate, r.Format, r.Reason)
 	}
-	if e.Remedy != "" {
-		b.WriteString(". " + e.Remedy)
-	}
-	return b.String()
 }
 
 // Is makes it steps.ErrRefused.

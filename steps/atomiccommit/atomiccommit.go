@@ -283,5 +283,5 @@ func (o *outcome) message() string {
 	case o.found:
 		return fmt.Sprintf("commit %s was already on branch %s", o.commit, o.branch)
 	}
-	return fmt.Sprintf("pushed commit %s to branch %s", o.commit, o.branch)
+	return fmt.Sprintf("made commit %s on branch %s", o.commit, o.branch)
 }
