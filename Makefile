@@ -10,8 +10,8 @@ help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
 
 .PHONY: build
-build: ## build bin/stepd
-	CGO_ENABLED=0 go build -trimpath -o bin/stepd ./cmd/stepd # static: a fifth less memory, and no libc
+build: ## build bin/stepd, and bin/stepd-helm for the Helm steps
+	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/stepd ./cmd/stepd-helm # static: a fifth less memory, and no libc
 
 .PHONY: demo
 demo: ## sign, verify, promote two regions at once, and see four attacks refused; all on loopback

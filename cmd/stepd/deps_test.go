@@ -47,6 +47,7 @@ func TestNoServersInTheProduct(t *testing.T) {
 		{"k8s.io/apiextensions-apiserver/pkg/apiserver", "a Kubernetes server"},
 		{"sigs.k8s.io/controller-runtime", "a controller framework"},
 		{"github.com/argoproj", "Argo CD"},
+		{"helm.sh/helm", "Helm is linked into stepd-helm"},
 		{"github.com/stepd/stepd/e2e", "the end-to-end module"},
 	}
 	for _, dep := range deps {

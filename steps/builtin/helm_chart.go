@@ -11,7 +11,7 @@ import (
 
 	"sigs.k8s.io/yaml"
 
-	"github.com/stepd/stepd/internal/helmcli"
+	"github.com/stepd/stepd/internal/helmrun"
 	"github.com/stepd/stepd/steps"
 )
 
@@ -43,8 +43,8 @@ func readDependencies(file string) ([]chartDependency, error) {
 
 // helmHome makes the configuration that a chart's dependencies are fetched
 // with, after a check that local ones stay in the work dir.
-func helmHome(ctx context.Context, sc *steps.Context, caps steps.Capabilities, chart string, dependencies []chartDependency) (*helmcli.Home, error) {
-	var repositories []helmcli.Repository
+func helmHome(ctx context.Context, sc *steps.Context, caps steps.Capabilities, chart string, dependencies []chartDependency) (*helmrun.Home, error) {
+	var repositories []helmrun.Repository
 	seen := map[string]bool{}
 	for _, d := range dependencies {
 		if path, ok := strings.CutPrefix(d.Repository, "file://"); ok {
@@ -66,10 +66,10 @@ func helmHome(ctx context.Context, sc *steps.Context, caps steps.Capabilities, c
 			return nil, fmt.Errorf("cannot get credentials for chart repository %q: %w", d.Repository, err)
 		}
 		if creds != nil {
-			repositories = append(repositories, helmcli.Repository{URL: d.Repository, Username: creds.Username, Password: creds.Password})
+			repositories = append(repositories, helmrun.Repository{URL: d.Repository, Username: creds.Username, Password: creds.Password})
 		}
 	}
-	return helmcli.NewHome(repositories)
+	return helmrun.NewHome(repositories)
 }
 
 // checkLocalChart refuses a file:// dependency that is not below the work dir.
@@ -85,7 +85,7 @@ func checkLocalChart(workDir, chart, path string) error {
 }
 
 // checkLinks refuses a chart with a symlink that leads out of the work dir:
-// helm follows links, and templates can show any file of the chart.
+// Helm follows links, and templates can show any file of the chart.
 func checkLinks(workDir, chart string) error {
 	root, err := filepath.EvalSymlinks(workDir)
 	if err != nil {

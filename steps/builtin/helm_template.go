@@ -11,10 +11,9 @@ import (
 	"regexp"
 	"strings"
 
-	"github.com/otiai10/copy"
 	"sigs.k8s.io/yaml"
 
-	"github.com/stepd/stepd/internal/helmcli"
+	"github.com/stepd/stepd/internal/helmrun"
 	"github.com/stepd/stepd/steps"
 )
 
@@ -41,12 +40,14 @@ type helmTemplateConfig struct {
 }
 
 // HelmTemplate is `helm-template`: it renders a chart in the work dir without a
-// cluster, into one file or a directory. It needs the helm binary.
-func HelmTemplate() steps.Registration {
-	return registration("helm-template", runWith(runHelmTemplate), steps.AccessCredentials)
+// cluster, into one file or a directory. Helm runs in a process of its own.
+func HelmTemplate(helm helmrun.Command) steps.Registration {
+	return registration("helm-template", runWith(func(ctx context.Context, sc *steps.Context, caps steps.Capabilities) (steps.Result, error) {
+		return runHelmTemplate(ctx, sc, caps, helm)
+	}), steps.AccessCredentials)
 }
 
-func runHelmTemplate(ctx context.Context, sc *steps.Context, caps steps.Capabilities) (_ steps.Result, err error) {
+func runHelmTemplate(ctx context.Context, sc *steps.Context, caps steps.Capabilities, helm helmrun.Command) (steps.Result, error) {
 	cfg, err := decodeConfig[helmTemplateConfig](sc)
 	if err != nil {
 		return failed(err)
@@ -58,31 +59,21 @@ func runHelmTemplate(ctx context.Context, sc *steps.Context, caps steps.Capabili
 	if err := checkLinks(sc.WorkDir, chart); err != nil {
 		return errored(fmt.Errorf("failed to load chart from %q: %w", cfg.Path, relativeTo(sc.WorkDir, err)))
 	}
-	home, err := prepareChart(ctx, sc, caps, chart, cfg.BuildDependencies)
-	if err != nil {
-		return errored(relativeTo(sc.WorkDir, err))
-	}
-	defer func() { err = errors.Join(err, home.Close()) }()
-	args, err := cfg.arguments(sc)
+	render, err := cfg.render(sc)
 	if err != nil {
 		return errored(err)
 	}
-	toFile := strings.HasSuffix(cfg.OutPath, ".yaml") || strings.HasSuffix(cfg.OutPath, ".yml")
-	if !toFile && cfg.OutLayout != "flat" {
-		err = renderTree(ctx, sc, home, cfg, append(args, cfg.ReleaseName, chart))
-		if err != nil {
-			return errored(fmt.Errorf("failed to render chart: %w", relativeTo(sc.WorkDir, err)))
-		}
-		return succeeded(nil)
-	}
-	manifests, err := home.Run(ctx, sc.WorkDir, append(args, cfg.ReleaseName, chart)...)
+	manifests, err := renderChart(ctx, sc, caps, helm, helmrun.Request{Chart: chart, Render: render}, cfg.BuildDependencies)
 	if err != nil {
 		return errored(fmt.Errorf("failed to render chart: %w", relativeTo(sc.WorkDir, err)))
 	}
-	if toFile {
-		err = writeOutput(sc, cfg.OutPath, manifests)
-	} else {
-		err = writeFlat(sc, cfg.OutPath, string(manifests))
+	switch {
+	case strings.HasSuffix(cfg.OutPath, ".yaml"), strings.HasSuffix(cfg.OutPath, ".yml"):
+		err = writeOutput(sc, cfg.OutPath, []byte(stream(manifests)))
+	case cfg.OutLayout == "flat":
+		err = writeFlat(sc, cfg.OutPath, stream(manifests))
+	default:
+		err = writeTree(sc, cfg, manifests)
 	}
 	if err != nil {
 		return errored(fmt.Errorf("failed to write rendered chart: %w", err))
@@ -90,33 +81,29 @@ func runHelmTemplate(ctx context.Context, sc *steps.Context, caps steps.Capabili
 	return succeeded(nil)
 }
 
-// prepareChart makes helm's configuration and, if asked to, fetches the chart's
-// dependencies: those of Chart.lock if there is one.
-func prepareChart(ctx context.Context, sc *steps.Context, caps steps.Capabilities, chart string, build bool) (*helmcli.Home, error) {
-	if !build {
-		return helmcli.NewHome(nil)
+// renderChart runs Helm, with credentials only if dependencies are fetched.
+func renderChart(ctx context.Context, sc *steps.Context, caps steps.Capabilities, helm helmrun.Command, r helmrun.Request, build bool) (_ []helmrun.Manifest, err error) {
+	var dependencies []chartDependency
+	if build {
+		r.Dependencies = helmrun.Build
+		if dependencies, err = readDependencies(filepath.Join(r.Chart, "Chart.yaml")); err != nil {
+			return nil, err
+		}
 	}
-	dependencies, err := readDependencies(filepath.Join(chart, "Chart.yaml"))
+	home, err := helmHome(ctx, sc, caps, r.Chart, dependencies)
 	if err != nil {
 		return nil, err
 	}
-	home, err := helmHome(ctx, sc, caps, chart, dependencies)
-	if err != nil {
-		return nil, err
-	}
-	verb := "build"
-	if _, err := os.Stat(filepath.Join(chart, "Chart.lock")); errors.Is(err, fs.ErrNotExist) {
-		verb = "update"
-	}
-	if _, err := home.Run(ctx, sc.WorkDir, "dependency", verb, "--", chart); err != nil {
-		return nil, errors.Join(fmt.Errorf("failed to build chart dependencies: %w", err), home.Close())
-	}
-	return home, nil
+	defer func() { err = errors.Join(err, home.Close()) }()
+	return home.Run(ctx, helm, sc.WorkDir, r)
 }
 
-// arguments are those of `helm template`, up to the positional ones.
-func (c helmTemplateConfig) arguments(sc *steps.Context) ([]string, error) {
-	args := []string{"template", "--namespace=" + cmp.Or(c.Namespace, sc.Project)}
+// render says what is asked of Helm.
+func (c helmTemplateConfig) render(sc *steps.Context) (*helmrun.Render, error) {
+	r := &helmrun.Render{
+		ReleaseName: c.ReleaseName, Namespace: cmp.Or(c.Namespace, sc.Project), KubeVersion: c.KubeVersion, APIVersions: c.APIVersions,
+		IncludeCRDs: c.IncludeCRDs, NoHooks: c.DisableHooks, SkipTests: c.SkipTests,
+	}
 	for _, f := range c.ValuesFiles {
 		file, err := within(sc, f)
 		if err != nil {
@@ -128,65 +115,53 @@ func (c helmTemplateConfig) arguments(sc *steps.Context) ([]string, error) {
 			}
 			return nil, fmt.Errorf("values file %q does not exist", f)
 		}
-		args = append(args, "--values="+file)
+		r.ValuesFiles = append(r.ValuesFiles, file)
 	}
 	for _, v := range c.SetValues {
-		flag := "--set="
 		if v.Literal {
-			flag = "--set-literal="
+			r.SetLiteral = append(r.SetLiteral, v.Key+"="+v.Value)
+		} else {
+			r.Set = append(r.Set, v.Key+"="+v.Value)
 		}
-		args = append(args, flag+v.Key+"="+v.Value)
 	}
-	for _, v := range c.APIVersions {
-		args = append(args, "--api-versions="+v)
-	}
-	if c.KubeVersion != "" {
-		args = append(args, "--kube-version="+c.KubeVersion)
-	}
-	if c.IncludeCRDs {
-		args = append(args, "--include-crds")
-	}
-	if c.DisableHooks {
-		args = append(args, "--no-hooks")
-	}
-	if c.SkipTests {
-		args = append(args, "--skip-tests")
-	}
-	return append(args, "--"), nil
+	return r, nil
 }
 
-// renderTree lets helm write its own layout, elsewhere first: outPath may hold
-// the results of other charts.
-func renderTree(ctx context.Context, sc *steps.Context, home *helmcli.Home, cfg helmTemplateConfig, args []string) (err error) {
+// stream is how `helm template` prints manifests.
+func stream(manifests []helmrun.Manifest) string {
+	var text strings.Builder
+	for _, m := range manifests {
+		fmt.Fprintf(&text, "---\n# Source: %s\n%s\n", m.Source, m.Text)
+	}
+	return text.String()
+}
+
+// writeTree writes the manifests of each template to a file named as the
+// template is, below the chart's or the release's name.
+func writeTree(sc *steps.Context, cfg helmTemplateConfig, manifests []helmrun.Manifest) error {
 	out, err := within(sc, cfg.OutPath)
+	if err == nil {
+		err = os.MkdirAll(out, 0o700)
+	}
 	if err != nil {
-		return err
+		return relativeTo(sc.WorkDir, err)
 	}
-	tmp, err := os.MkdirTemp("", "stepd-helm-out-")
-	if err != nil {
-		return err
+	files := map[string][]helmrun.Manifest{}
+	for _, m := range manifests {
+		files[m.Source] = append(files[m.Source], m)
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
-	flags := []string{args[0], "--output-dir=" + tmp}
-	if _, err := home.Run(ctx, sc.WorkDir, append(flags, args[1:]...)...); err != nil {
-		return err
-	}
-	if cfg.UseReleaseName {
-		// helm's own flag puts the chart's name below the release's.
-		charts, err := os.ReadDir(tmp)
-		if err != nil {
+	for source, of := range files {
+		if !filepath.IsLocal(source) {
+			return fmt.Errorf("the template name %q leads out of the chart", source)
+		}
+		if _, rest, ok := strings.Cut(source, "/"); ok && cfg.UseReleaseName {
+			source = filepath.Join(filepath.Base(cfg.ReleaseName), rest)
+		}
+		if err := writeOutput(sc, filepath.Join(cfg.OutPath, source), []byte(stream(of))); err != nil {
 			return err
 		}
-		for _, c := range charts {
-			if err := os.Rename(filepath.Join(tmp, c.Name()), filepath.Join(tmp, filepath.Base(cfg.ReleaseName))); err != nil {
-				return err
-			}
-		}
 	}
-	if err := os.MkdirAll(out, 0o700); err != nil {
-		return err
-	}
-	return copy.Copy(tmp, out, copy.Options{OnSymlink: func(string) copy.SymlinkAction { return copy.Skip }})
+	return nil
 }
 
 // writeFlat writes each manifest to [group-]kind[-namespace]-name.yaml.

@@ -2,32 +2,59 @@ package builtin
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io/fs"
+	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
-	osexec "os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"helm.sh/helm/v3/pkg/chart/loader"
+	"helm.sh/helm/v3/pkg/chartutil"
+	"helm.sh/helm/v3/pkg/repo"
 
+	"github.com/stepd/stepd/internal/helmlib"
+	"github.com/stepd/stepd/internal/helmrun"
 	"github.com/stepd/stepd/steps"
 )
 
-// needHelm skips where there is no helm; the steps say so, too.
-func needHelm(t *testing.T) {
-	t.Helper()
-	if _, err := osexec.LookPath("helm"); err != nil {
-		t.Skip("there is no helm binary")
+// TestMain lets the test binary be stepd-helm under that name.
+func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == helmrun.Program {
+		if err := helmlib.Serve(os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
 	}
+	os.Exit(m.Run())
+}
+
+// stepdHelm is the test binary as stepd-helm.
+func stepdHelm(t *testing.T) helmrun.Command {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), helmrun.Program)
+	if err := os.Symlink(self, path); err != nil {
+		t.Fatal(err)
+	}
+	return helmrun.Command{Path: path}
 }
 
 func writeChart(p *promotion, dir, name string, more ...string) {
 	p.write(dir+"/Chart.yaml", "apiVersion: v2\nname: "+name+" # the name\nversion: 0.1.0\n"+strings.Join(more, ""))
 	p.write(dir+"/values.yaml", "tag: none\n")
-	p.write(dir+"/templates/d.yaml", "apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  name: {{ .Release.Name }}-web\n  namespace: {{ .Release.Namespace }}\n  labels: {tag: {{ .Values.tag | quote }}, kube: {{ .Capabilities.KubeVersion.Version }}}\n")
+	p.write(dir+"/templates/d.yaml", "apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  name: {{ .Release.Name }}-web\n  namespace: {{ .Release.Namespace }}\n  labels: {tag: {{ .Values.tag | quote }}, kube: {{ .Capabilities.KubeVersion.Version }}, extra: {{ .Capabilities.APIVersions.Has \"example.com/v1\" }}}\n")
 	p.write(dir+"/templates/c.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: c\n")
 }
 
@@ -47,98 +74,202 @@ func tree(t *testing.T, dir string) []string {
 }
 
 func TestHelmTemplate(t *testing.T) {
-	needHelm(t)
-	p := newPromotion(t)
-	writeChart(p, "chart", "web")
-	p.write("v.yaml", "tag: file\n")
-	base := config{"path": "chart", "releaseName": "r", "kubeVersion": "1.30.0"}
-	with := func(more config) config {
-		cfg := config{}
-		for _, m := range []config{base, more} {
-			for k, v := range m {
-				cfg[k] = v
-			}
-		}
-		return cfg
-	}
-	p.must(HelmTemplate(), with(config{"outPath": "o/all.yaml", "valuesFiles": []any{"v.yaml", "none.yaml"}, "ignoreMissingValueFiles": true}))
-	for _, want := range []string{"name: r-web", "namespace: demo", `tag: "file"`, "kube: v1.30.0", "kind: ConfigMap"} {
-		if !strings.Contains(p.read("o/all.yaml"), want) {
-			t.Errorf("%q is not in\n%s", want, p.read("o/all.yaml"))
-		}
-	}
-	p.must(HelmTemplate(), with(config{"outPath": "o/set.yaml", "valuesFiles": []any{"v.yaml"}, "namespace": "ns", "setValues": []any{map[string]any{"key": "tag", "value": "a,b=c", "literal": true}}}))
-	for _, want := range []string{"namespace: ns", `tag: "a,b=c"`} {
-		if !strings.Contains(p.read("o/set.yaml"), want) {
-			t.Errorf("%q is not in\n%s", want, p.read("o/set.yaml"))
-		}
-	}
-	for name, tc := range map[string]struct {
+	helm := HelmTemplate(stepdHelm(t))
+	for _, tc := range []struct {
+		reason string
 		config config
-		want   []string
+		files  map[string]string
+		// want and wantNot are parts of what is rendered, all files together.
+		want, wantNot []string
+		// tree has the names of the files; nil is the single o.yaml.
+		tree []string
 	}{
-		"helm":    {config{}, []string{"web/templates/c.yaml", "web/templates/d.yaml"}},
-		"release": {config{"useReleaseName": true}, []string{"r/templates/c.yaml", "r/templates/d.yaml"}},
-		"flat":    {config{"outLayout": "flat"}, []string{"apps-deployment-demo-r-web.yaml", "configmap-c.yaml"}},
+		{reason: "values of the chart, the project as namespace", want: []string{"name: r-web", "namespace: demo", `tag: "none"`, "# Source: web/templates/d.yaml", "kind: ConfigMap"}, wantNot: []string{"NOTES", "kind: CustomResourceDefinition"}},
+		{reason: "the namespace given", config: config{"namespace": "ns"}, want: []string{"namespace: ns"}},
+		{reason: "later files win, missing ones are ignored", config: config{"valuesFiles": []any{"v1.yaml", "none.yaml", "v2.yaml"}, "ignoreMissingValueFiles": true}, want: []string{`tag: "two"`}},
+		{reason: "set wins over files", config: config{"valuesFiles": []any{"v1.yaml"}, "setValues": []any{map[string]any{"key": "tag", "value": "set"}}}, want: []string{`tag: "set"`}},
+		{reason: "literal values are not parsed", config: config{"setValues": []any{map[string]any{"key": "tag", "value": "a,b=c", "literal": true}}}, want: []string{`tag: "a,b=c"`}},
+		{reason: "--set syntax has lists", config: config{"setValues": []any{map[string]any{"key": "tag", "value": "{a,b}"}}}, want: []string{`tag: "[a b]"`}},
+		{reason: "the Kubernetes version given", config: config{"kubeVersion": "1.30.4"}, want: []string{"kube: v1.30.4"}},
+		{reason: "API versions given", config: config{"apiVersions": []any{"example.com/v1"}}, want: []string{"extra: true"}},
+		{reason: "API versions not given", want: []string{"extra: false"}},
+		{reason: "custom resource definitions", config: config{"includeCRDs": true}, want: []string{"kind: CustomResourceDefinition"}},
+		{reason: "hooks and tests are rendered", want: []string{"name: hook", "name: test"}},
+		{reason: "without hooks there are no tests either", config: config{"disableHooks": true}, wantNot: []string{"name: hook", "name: test"}},
+		{reason: "without tests", config: config{"skipTests": true}, want: []string{"name: hook"}, wantNot: []string{"name: test"}},
+		{reason: "no cluster is asked", files: map[string]string{"chart/templates/l.yaml": "kind: L\nfound: {{ lookup \"v1\" \"Secret\" \"\" \"\" | len }}\n"}, want: []string{"found: 0"}},
+		{reason: "no name is resolved", files: map[string]string{"chart/templates/l.yaml": "kind: L\nip: {{ getHostByName \"localhost\" | quote }}\n"}, want: []string{`ip: ""`}},
+		{reason: "a schema that holds", files: map[string]string{"chart/values.schema.json": `{"$schema":"http://json-schema.org/draft-07/schema#","properties":{"tag":{"$ref":"#/definitions/t"}},"definitions":{"t":{"type":"string"}}}`}, want: []string{`tag: "none"`}},
+		{reason: "helm's layout", config: config{"outPath": "o"}, tree: []string{"web/templates/c.yaml", "web/templates/d.yaml", "web/templates/h.yaml", "web/templates/t.yaml"}, want: []string{"---\n# Source: web/templates/d.yaml\n"}},
+		{reason: "helm's layout, release", config: config{"outPath": "o", "useReleaseName": true, "includeCRDs": true}, tree: []string{"r/crds/c.yaml", "r/templates/c.yaml", "r/templates/d.yaml", "r/templates/h.yaml", "r/templates/t.yaml"}},
+		{reason: "flat layout", config: config{"outPath": "o", "outLayout": "flat"}, tree: []string{"apps-deployment-demo-r-web.yaml", "configmap-c.yaml", "pod-hook.yaml", "pod-test.yaml"}},
+		{reason: "flat layout, a group with dots", config: config{"outPath": "o", "outLayout": "flat", "includeCRDs": true, "disableHooks": true}, tree: []string{"apiextensions_k8s_io-customresourcedefinition-crd.yaml", "apps-deployment-demo-r-web.yaml", "configmap-c.yaml"}},
 	} {
-		tc.config["outPath"] = "dir-" + name
-		p.must(HelmTemplate(), with(tc.config))
-		if diff := cmp.Diff(tc.want, tree(t, filepath.Join(p.dir, "dir-"+name))); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", name, diff)
-		}
-	}
-
-	r, err := p.run(HelmTemplate(), with(config{"outPath": "x.yaml", "valuesFiles": []any{"none.yaml"}}))
-	outcome{steps.Errored, false, `values file "none.yaml" does not exist`}.check(t, "missing values", r, err)
-	p.write("chart/templates/bad.yaml", "{{ fail \"no\" }}")
-	r, err = p.run(HelmTemplate(), with(config{"outPath": "x.yaml"}))
-	outcome{steps.Errored, false, "failed to render chart"}.check(t, "template error", r, err)
-	if err := os.Symlink("/etc/hostname", filepath.Join(p.dir, "chart/leak")); err != nil {
-		t.Fatal(err)
-	}
-	r, err = p.run(HelmTemplate(), with(config{"outPath": "x.yaml"}))
-	outcome{steps.Errored, false, "leads out of the work dir"}.check(t, "symlink", r, err)
-	if p.exists("x.yaml") {
-		t.Error("something was written")
+		t.Run(tc.reason, func(t *testing.T) {
+			p := newPromotion(t)
+			writeChart(p, "chart", "web")
+			p.write("chart/templates/NOTES.txt", "NOTES")
+			p.write("chart/templates/h.yaml", "apiVersion: v1\nkind: Pod\nmetadata:\n  name: hook\n  annotations: {helm.sh/hook: pre-install}\n")
+			p.write("chart/templates/t.yaml", "apiVersion: v1\nkind: Pod\nmetadata:\n  name: test\n  annotations: {helm.sh/hook: test}\n")
+			p.write("chart/crds/c.yaml", "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nmetadata:\n  name: crd\n")
+			p.write("v1.yaml", "tag: one\n")
+			p.write("v2.yaml", "tag: two\n")
+			for name, text := range tc.files {
+				p.write(name, text)
+			}
+			cfg := config{"path": "chart", "releaseName": "r", "outPath": "o.yaml"}
+			maps.Copy(cfg, tc.config)
+			p.must(helm, cfg)
+			text := ""
+			if tc.tree == nil {
+				info, err := os.Stat(filepath.Join(p.dir, "o.yaml"))
+				if err != nil || info.Mode().Perm() != 0o600 {
+					t.Errorf("%v, %v", info.Mode(), err)
+				}
+				text = p.read("o.yaml")
+			} else {
+				names := tree(t, filepath.Join(p.dir, "o"))
+				if diff := cmp.Diff(tc.tree, names); diff != "" {
+					t.Errorf("files (-want +got):\n%s", diff)
+				}
+				for _, name := range names {
+					text += p.read("o/" + name)
+				}
+			}
+			for _, want := range tc.want {
+				if !strings.Contains(text, want) {
+					t.Errorf("%q is not in\n%s", want, text)
+				}
+			}
+			for _, not := range tc.wantNot {
+				if strings.Contains(text, not) {
+					t.Errorf("%q is in\n%s", not, text)
+				}
+			}
+		})
 	}
 }
 
-func TestHelmUpdateChart(t *testing.T) {
-	needHelm(t)
-	// A real chart repository with a password.
-	repo := t.TempDir()
-	for _, version := range []string{"1.0.0", "1.1.0"} {
+func TestHelmTemplateRefuses(t *testing.T) {
+	helm := HelmTemplate(stepdHelm(t))
+	asked := false
+	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked = true }))
+	t.Cleanup(server.Close)
+	for _, tc := range []struct {
+		reason string
+		config config
+		files  map[string]string
+		text   string
+	}{
+		{"values that do not exist", config{"valuesFiles": []any{"none.yaml"}}, nil, `values file "none.yaml" does not exist`},
+		{"a template that fails", nil, map[string]string{"chart/templates/b.yaml": `{{ fail "no" }}`}, "failed to render chart"},
+		{"no chart", config{"path": "none"}, nil, "failed to load chart"},
+		{"a version that is none", config{"kubeVersion": "x"}, nil, "invalid kubeVersion"},
+		{"a library", nil, map[string]string{"chart/Chart.yaml": "apiVersion: v2\nname: web\nversion: 0.1.0\ntype: library\n"}, "library charts are not installable"},
+		{"a cluster that is too old", config{"kubeVersion": "1.30.0"}, map[string]string{"chart/Chart.yaml": "apiVersion: v2\nname: web\nversion: 0.1.0\nkubeVersion: '>=1.31'\n"}, "incompatible with Kubernetes"},
+		{"dependencies that are not there", nil, map[string]string{"chart/Chart.yaml": "apiVersion: v2\nname: web\nversion: 0.1.0\ndependencies: [{name: dep, version: '1', repository: 'https://example.com'}]\n"}, `dependency "dep" is in Chart.yaml`},
+		{"values against the schema", nil, map[string]string{"chart/values.schema.json": `{"properties":{"tag":{"type":"number"}}}`}, "tag"},
+		{"a schema that reads files", nil, map[string]string{"chart/values.schema.json": `{"allOf":[{"$ref":"file:///etc/hostname"}]}`}, `refers to "file:///etc/hostname"`},
+		{"a schema that asks servers", nil, map[string]string{"chart/values.schema.json": `{"properties":{"tag":{"$ref":"` + server.URL + `"}}}`}, "only references inside"},
+		{"a schema of a draft elsewhere", nil, map[string]string{"chart/values.schema.json": `{"$schema":"` + server.URL + `"}`}, "only references inside"},
+		{"a chart that wants all the memory", nil, map[string]string{"chart/templates/b.yaml": `{{ range until 2147483647 }}{{ end }}`}, "out of memory"},
+	} {
+		t.Run(tc.reason, func(t *testing.T) {
+			p := newPromotion(t)
+			writeChart(p, "chart", "web")
+			for name, text := range tc.files {
+				p.write(name, text)
+			}
+			cfg := config{"path": "chart", "releaseName": "r", "outPath": "o.yaml"}
+			maps.Copy(cfg, tc.config)
+			r, err := p.run(helm, cfg)
+			outcome{steps.Errored, false, tc.text}.check(t, tc.reason, r, err)
+			if p.exists("o.yaml") || asked {
+				t.Errorf("something was written, or a server asked (%v)", asked)
+			}
+		})
+	}
+
+	p := newPromotion(t)
+	writeChart(p, "chart", "web")
+	if err := os.Symlink("/etc/hostname", filepath.Join(p.dir, "chart/leak")); err != nil {
+		t.Fatal(err)
+	}
+	r, err := p.run(helm, config{"path": "chart", "releaseName": "r", "outPath": "o.yaml"})
+	outcome{steps.Errored, false, "leads out of the work dir"}.check(t, "a symlink", r, err)
+}
+
+// A template cannot be interrupted; its process can.
+func TestHelmTemplateEnds(t *testing.T) {
+	p := newPromotion(t)
+	writeChart(p, "chart", "web")
+	p.write("chart/templates/b.yaml", `{{ range until 100000 }}{{ range until 100000 }}{{ end }}{{ end }}`)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	_, err := HelmTemplate(stepdHelm(t)).New(p.caps).Run(ctx, &steps.Context{
+		WorkDir: p.dir, Config: config{"path": "chart", "releaseName": "r", "outPath": "o.yaml"}, Project: "demo", Log: slog.New(slog.DiscardHandler),
+	})
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v", err)
+	}
+}
+
+// packageCharts makes the archives of a chart's versions, and returns them.
+func packageCharts(t *testing.T, dir string, versions ...string) {
+	t.Helper()
+	for _, version := range versions {
 		p := &promotion{t: t, dir: t.TempDir()}
 		writeChart(p, "dep", "dep")
-		if out, err := osexec.CommandContext(t.Context(), "helm", "package", filepath.Join(p.dir, "dep"), "--version", version, "-d", repo).CombinedOutput(); err != nil {
-			t.Fatalf("helm package: %v\n%s", err, out)
+		c, err := loader.LoadDir(filepath.Join(p.dir, "dep"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Metadata.Version = version
+		if _, err := chartutil.Save(c, dir); err != nil {
+			t.Fatal(err)
 		}
 	}
+}
+
+// chartRepository is a real chart repository, with a password.
+func chartRepository(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	packageCharts(t, dir, "1.0.0", "1.1.0")
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if user, password, _ := r.BasicAuth(); user != "u" || password != "secret" {
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
-		http.FileServer(http.Dir(repo)).ServeHTTP(w, r)
+		http.FileServer(http.Dir(dir)).ServeHTTP(w, r)
 	}))
 	t.Cleanup(server.Close)
-	if out, err := osexec.CommandContext(t.Context(), "helm", "repo", "index", repo, "--url", server.URL).CombinedOutput(); err != nil {
-		t.Fatalf("helm repo index: %v\n%s", err, out)
+	index, err := repo.IndexDirectory(dir, server.URL)
+	if err == nil {
+		err = index.WriteFile(filepath.Join(dir, "index.yaml"), 0o600)
 	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return server.URL
+}
 
+func TestHelmUpdateChart(t *testing.T) {
+	url, command := chartRepository(t), stepdHelm(t)
+	helm := HelmUpdateChart(command)
 	p := newPromotion(t)
 	p.caps.Credentials = helmCredentials{}
 	writeChart(p, "libs/local", "local")
-	writeChart(p, "umbrella", "umbrella", "dependencies:\n- name: dep\n  repository: "+server.URL+"\n  version: 1.0.0\n- name: local\n  repository: file://../libs/local\n  version: '>=0.0.1'\n")
-	out := p.must(HelmUpdateChart(), config{"path": "umbrella"})
+	writeChart(p, "umbrella", "umbrella", "dependencies:\n- name: dep\n  repository: "+url+"\n  version: 1.0.0\n- name: local\n  repository: file://../libs/local\n  version: '>=0.0.1'\n")
+	out := p.must(helm, config{"path": "umbrella"})
 	if diff := cmp.Diff("Updated chart dependencies for umbrella\n\n- dep: 1.0.0\n- local: 0.1.0", out["commitMessage"]); diff != "" {
 		t.Errorf("first (-want +got):\n%s", diff)
 	}
 	lock := p.read("umbrella/Chart.lock")
-	if out := p.must(HelmUpdateChart(), config{"path": "umbrella"}); out != nil || p.read("umbrella/Chart.lock") != lock {
+	if out := p.must(helm, config{"path": "umbrella"}); out != nil || p.read("umbrella/Chart.lock") != lock {
 		t.Errorf("nothing to do: %v, and Chart.lock is\n%s", out, p.read("umbrella/Chart.lock"))
 	}
-	out = p.must(HelmUpdateChart(), config{"path": "umbrella", "charts": []any{map[string]any{"repository": server.URL, "name": "dep", "version": "1.1.0"}}})
+	out = p.must(helm, config{"path": "umbrella", "charts": []any{map[string]any{"repository": url, "name": "dep", "version": "1.1.0"}}})
 	if diff := cmp.Diff("Updated chart dependencies for umbrella\n\n- dep: 1.0.0 -> 1.1.0", out["commitMessage"]); diff != "" {
 		t.Errorf("update (-want +got):\n%s", diff)
 	}
@@ -146,8 +277,17 @@ func TestHelmUpdateChart(t *testing.T) {
 		t.Errorf("Chart.yaml:\n%s", p.read("umbrella/Chart.yaml"))
 	}
 
+	// Another promotion fetches what Chart.lock says, and renders it.
+	if err := os.RemoveAll(filepath.Join(p.dir, "umbrella/charts")); err != nil {
+		t.Fatal(err)
+	}
+	p.must(HelmTemplate(command), config{"path": "umbrella", "releaseName": "r", "outPath": "o.yaml", "buildDependencies": true})
+	if !strings.Contains(p.read("o.yaml"), "# Source: umbrella/charts/dep/templates/d.yaml") {
+		t.Errorf("the dependency is not in\n%s", p.read("o.yaml"))
+	}
+
 	p.caps.Credentials = nil
-	r, err := p.run(HelmUpdateChart(), config{"path": "umbrella"})
+	r, err := p.run(helm, config{"path": "umbrella"})
 	outcome{steps.Errored, false, "failed to update chart dependencies"}.check(t, "no credentials", r, err)
 }
 
@@ -158,17 +298,16 @@ func TestHelmUpdateChartStaysInside(t *testing.T) {
 		if err := os.Symlink(t.TempDir(), filepath.Join(p.dir, "link")); err != nil {
 			t.Fatal(err)
 		}
-		r, err := p.run(HelmUpdateChart(), config{"path": "umbrella"})
+		r, err := p.run(HelmUpdateChart(helmrun.Command{}), config{"path": "umbrella"})
 		outcome{steps.Errored, false, text}.check(t, path, r, err)
 	}
 }
 
 func TestHelmMissing(t *testing.T) {
-	t.Setenv("PATH", t.TempDir())
 	p := newPromotion(t)
 	writeChart(p, "c", "c")
-	r, err := p.run(HelmTemplate(), config{"path": "c", "releaseName": "r", "outPath": "o.yaml"})
-	outcome{steps.Errored, false, "needs the helm binary"}.check(t, "no helm", r, err)
+	r, err := p.run(HelmTemplate(helmrun.Command{}), config{"path": "c", "releaseName": "r", "outPath": "o.yaml"})
+	outcome{steps.Errored, false, "needs stepd-helm"}.check(t, "no stepd-helm beside the test", r, err)
 }
 
 type helmCredentials struct{}

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/stepd/stepd/internal/helmrun"
 	"github.com/stepd/stepd/internal/yamledit"
 	"github.com/stepd/stepd/steps"
 )
@@ -24,12 +25,14 @@ type helmUpdateChartConfig struct {
 
 // HelmUpdateChart is `helm-update-chart`: it sets the versions of a chart's
 // dependencies and fetches them. Without charts it takes the newest versions
-// in the ranges of Chart.yaml. It needs the helm binary.
-func HelmUpdateChart() steps.Registration {
-	return registration("helm-update-chart", runWith(runHelmUpdateChart), steps.AccessCredentials)
+// in the ranges of Chart.yaml. Helm runs in a process of its own.
+func HelmUpdateChart(helm helmrun.Command) steps.Registration {
+	return registration("helm-update-chart", runWith(func(ctx context.Context, sc *steps.Context, caps steps.Capabilities) (steps.Result, error) {
+		return runHelmUpdateChart(ctx, sc, caps, helm)
+	}), steps.AccessCredentials)
 }
 
-func runHelmUpdateChart(ctx context.Context, sc *steps.Context, caps steps.Capabilities) (_ steps.Result, err error) {
+func runHelmUpdateChart(ctx context.Context, sc *steps.Context, caps steps.Capabilities, helm helmrun.Command) (steps.Result, error) {
 	cfg, err := decodeConfig[helmUpdateChartConfig](sc)
 	if err != nil {
 		return failed(err)
@@ -41,7 +44,7 @@ func runHelmUpdateChart(ctx context.Context, sc *steps.Context, caps steps.Capab
 	if err := setDependencyVersions(ctx, sc, chart, cfg.Charts); err != nil {
 		return errored(fmt.Errorf("failed to update chart dependency versions: %w", relativeTo(sc.WorkDir, err)))
 	}
-	changes, err := updateDependencies(ctx, sc, caps, chart)
+	changes, err := updateDependencies(ctx, sc, caps, helm, chart)
 	if err != nil {
 		return errored(fmt.Errorf("failed to update chart dependencies: %w", relativeTo(sc.WorkDir, err)))
 	}
@@ -84,9 +87,9 @@ func setDependencyVersions(ctx context.Context, sc *steps.Context, chart string,
 	return os.WriteFile(file, out, 0o644) //nolint:gosec // the mode applies to no file: it exists
 }
 
-// updateDependencies runs helm and says what changed in Chart.lock. A lock file
+// updateDependencies runs Helm and says what changed in Chart.lock. A lock file
 // that only got a new time is put back.
-func updateDependencies(ctx context.Context, sc *steps.Context, caps steps.Capabilities, chart string) (_ map[string]string, err error) {
+func updateDependencies(ctx context.Context, sc *steps.Context, caps steps.Capabilities, helm helmrun.Command, chart string) (_ map[string]string, err error) {
 	if err := checkLinks(sc.WorkDir, chart); err != nil {
 		return nil, err
 	}
@@ -108,7 +111,7 @@ func updateDependencies(ctx context.Context, sc *steps.Context, caps steps.Capab
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, home.Close()) }()
-	if _, err := home.Run(ctx, sc.WorkDir, "dependency", "update", "--", chart); err != nil {
+	if _, err := home.Run(ctx, helm, sc.WorkDir, helmrun.Request{Chart: chart, Dependencies: helmrun.Update}); err != nil {
 		return nil, err
 	}
 	after, err := readDependencies(lock)

@@ -3,6 +3,7 @@ package builtin
 import (
 	"github.com/stepd/stepd/internal/argocd"
 	"github.com/stepd/stepd/internal/gitremote"
+	"github.com/stepd/stepd/internal/helmrun"
 	"github.com/stepd/stepd/internal/httpedge"
 	"github.com/stepd/stepd/internal/ociart"
 	"github.com/stepd/stepd/internal/ocipush"
@@ -33,6 +34,9 @@ type Edges struct {
 	// MaxPushSize bounds copies by oci-push (Kargo's
 	// MAX_OCI_PUSH_ARTIFACT_SIZE); nil is DefaultMaxPush.
 	MaxPushSize *int64
+	// Helm renders charts and fetches their dependencies; the zero value is the
+	// stepd-helm beside the running executable.
+	Helm helmrun.Command
 	// HTTP sends the requests of `http`, and Downloads those of
 	// `http-download`, which only reads. Required.
 	HTTP, Downloads httpedge.Edge
@@ -67,8 +71,8 @@ func Registrations(e Edges) []steps.Registration {
 		GitPush(e.Git, e.GitPolicy, e.Wait),
 		GitTag(),
 		GitWaitForPR(e.PullRequests),
-		HelmTemplate(),
-		HelmUpdateChart(),
+		HelmTemplate(e.Helm),
+		HelmUpdateChart(e.Helm),
 		HTTP(e.HTTP),
 		HTTPDownload(e.Downloads),
 		JSONParse(),
