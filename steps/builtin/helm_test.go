@@ -1,7 +1,11 @@
 package builtin
 
 import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,43 +14,26 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	osexec "os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"helm.sh/helm/v3/pkg/chart/loader"
-	"helm.sh/helm/v3/pkg/chartutil"
-	"helm.sh/helm/v3/pkg/repo"
 
-	"github.com/stepd/stepd/internal/helmlib"
 	"github.com/stepd/stepd/internal/helmrun"
 	"github.com/stepd/stepd/steps"
 )
 
-// TestMain lets the test binary be stepd-helm under that name.
-func TestMain(m *testing.M) {
-	if filepath.Base(os.Args[0]) == helmrun.Program {
-		if err := helmlib.Serve(os.Stdin, os.Stdout); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
-	}
-	os.Exit(m.Run())
-}
-
-// stepdHelm is the test binary as stepd-helm.
+// stepdHelm builds stepd-helm as make does.
 func stepdHelm(t *testing.T) helmrun.Command {
 	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	path := filepath.Join(t.TempDir(), helmrun.Program)
-	if err := os.Symlink(self, path); err != nil {
-		t.Fatal(err)
+	cmd := osexec.CommandContext(t.Context(), "go", "build", "-trimpath", "-o", path, "../../cmd/stepd-helm")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("cannot build stepd-helm: %v\n%s", err, out)
 	}
 	return helmrun.Command{Path: path}
 }
@@ -214,28 +201,11 @@ func TestHelmTemplateEnds(t *testing.T) {
 	}
 }
 
-// packageCharts makes the archives of a chart's versions, and returns them.
-func packageCharts(t *testing.T, dir string, versions ...string) {
-	t.Helper()
-	for _, version := range versions {
-		p := &promotion{t: t, dir: t.TempDir()}
-		writeChart(p, "dep", "dep")
-		c, err := loader.LoadDir(filepath.Join(p.dir, "dep"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.Metadata.Version = version
-		if _, err := chartutil.Save(c, dir); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// chartRepository is a real chart repository, with a password.
+// chartRepository is a chart repository with versions 1.0.0 and 1.1.0 of dep,
+// and with a password.
 func chartRepository(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	packageCharts(t, dir, "1.0.0", "1.1.0")
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if user, password, _ := r.BasicAuth(); user != "u" || password != "secret" {
 			w.WriteHeader(http.StatusUnauthorized)
@@ -244,14 +214,33 @@ func chartRepository(t *testing.T) string {
 		http.FileServer(http.Dir(dir)).ServeHTTP(w, r)
 	}))
 	t.Cleanup(server.Close)
-	index, err := repo.IndexDirectory(dir, server.URL)
-	if err == nil {
-		err = index.WriteFile(filepath.Join(dir, "index.yaml"), 0o600)
+	index := "apiVersion: v1\nentries:\n  dep:\n"
+	for _, version := range []string{"1.1.0", "1.0.0"} {
+		file := "dep-" + version + ".tgz"
+		archive := chartArchive(t, version)
+		if err := os.WriteFile(filepath.Join(dir, file), archive, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		index += fmt.Sprintf("  - {apiVersion: v2, name: dep, version: %s, digest: %x, urls: [%s/%s]}\n", version, sha256.Sum256(archive), server.URL, file)
 	}
-	if err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "index.yaml"), []byte(index), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return server.URL
+}
+
+func chartArchive(t *testing.T, version string) []byte {
+	t.Helper()
+	p := &promotion{t: t, dir: t.TempDir()}
+	writeChart(p, "dep", "dep")
+	p.write("dep/Chart.yaml", "apiVersion: v2\nname: dep\nversion: "+version+"\n")
+	var archive bytes.Buffer
+	zipped := gzip.NewWriter(&archive)
+	tarred := tar.NewWriter(zipped)
+	if err := errors.Join(tarred.AddFS(os.DirFS(p.dir)), tarred.Close(), zipped.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return archive.Bytes()
 }
 
 func TestHelmUpdateChart(t *testing.T) {
