@@ -96,6 +96,26 @@ func (d *DocumentData) Warehouse(_ context.Context, project, name string) (*karg
 	return nil, nil
 }
 
+// SubscribedImages returns the repository of every image subscription of a
+// Warehouse; of one that is not known there are none.
+func (d *DocumentData) SubscribedImages(ctx context.Context, project, warehouse string) ([]string, error) {
+	w, err := d.Warehouse(ctx, project, warehouse)
+	if err != nil || w == nil {
+		return nil, err
+	}
+	subscriptions, err := w.ParseSubscriptions()
+	if err != nil {
+		return nil, err
+	}
+	var repos []string
+	for _, s := range subscriptions {
+		if s.Type == "image" {
+			repos = append(repos, s.RepoURL)
+		}
+	}
+	return repos, nil
+}
+
 // ConfigMap implements expr.Data.
 func (d *DocumentData) ConfigMap(_ context.Context, namespace, name string) (map[string]string, error) {
 	if cm, ok := find[*kargoapi.ConfigMap](d, namespace, name); ok {

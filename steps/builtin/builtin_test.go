@@ -24,7 +24,9 @@ type promotion struct {
 	log     *effects.Log
 	state   map[string]any
 	freight steps.FreightCollection
-	name    string
+	// requests is what the Stage asks for.
+	requests []steps.FreightRequest
+	name     string
 }
 
 func newPromotion(t *testing.T) *promotion {
@@ -49,7 +51,7 @@ func (p *promotion) run(reg steps.Registration, cfg config) (steps.Result, error
 	defer cancel()
 	return reg.New(p.caps).Run(ctx, &steps.Context{
 		WorkDir: p.dir, Config: cfg, Alias: reg.Name, Project: "demo", Stage: "prod",
-		Promotion: p.name, PromotionActor: "admin", SharedState: p.state, Freight: p.freight, Log: slog.New(slog.DiscardHandler),
+		Promotion: p.name, PromotionActor: "admin", SharedState: p.state, Freight: p.freight, FreightRequests: p.requests, Log: slog.New(slog.DiscardHandler),
 	})
 }
 

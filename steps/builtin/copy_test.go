@@ -16,7 +16,13 @@ func TestCopy(t *testing.T) {
 		} {
 			p.write(name, data)
 		}
-		for link, target := range map[string]string{"src/link": "a.txt", "alias": "src"} {
+		outside := filepath.Join(t.TempDir(), "a.txt")
+		for link, target := range map[string]string{
+			"src/link": "a.txt", "alias": "src", "leads/a.txt": outside, "leadsup/sub": filepath.Dir(outside), "inner/a.txt": "../exist/a.txt",
+		} {
+			if err := os.MkdirAll(filepath.Dir(filepath.Join(p.dir, link)), 0o755); err != nil {
+				p.t.Fatal(err)
+			}
 			if err := os.Symlink(target, filepath.Join(p.dir, link)); err != nil {
 				p.t.Fatal(err)
 			}
@@ -47,6 +53,20 @@ func TestCopy(t *testing.T) {
 			want: outcome{steps.Errored, false, `failed to copy "src/a.txt" to "exist": open exist: is a directory`}},
 		{reason: "no source", config: config{"inPath": "nope", "outPath": "z"},
 			want: outcome{steps.Errored, false, `failed to copy "nope" to "z": lstat nope: no such file or directory`}},
+		{reason: "a file copied onto itself keeps its text", config: config{"inPath": "src/a.txt", "outPath": "alias/a.txt"},
+			present: map[string]string{"src/a.txt": "a"}},
+		{reason: "a directory copied onto itself keeps its files", config: config{"inPath": "src", "outPath": "src"},
+			present: map[string]string{"src/a.txt": "a", "src/sub/b.txt": "b"}},
+		{reason: "a directory does not go into itself", config: config{"inPath": ".", "outPath": "src/all"},
+			want: outcome{steps.Errored, false, "the target is inside the source"}, absent: []string{"src/all/src/all/src"}},
+		{reason: "unless the target is ignored", config: config{"inPath": ".", "outPath": "all", "ignore": "/all"},
+			present: map[string]string{"all/src/a.txt": "a"}, absent: []string{"all/all"}},
+		{reason: "a link of the target that stays is written through", config: config{"inPath": "src", "outPath": "inner"},
+			present: map[string]string{"exist/a.txt": "a"}},
+		{reason: "a link of the target to a file outside that is not there", config: config{"inPath": "src", "outPath": "leads"},
+			want: outcome{steps.Errored, false, "the target leads/a.txt is a symlink to nothing"}, absent: []string{"leads/sub"}},
+		{reason: "a link of the target to a directory outside", config: config{"inPath": "src", "outPath": "leadsup"},
+			want: outcome{steps.Errored, false, "the target leadsup/sub is a symlink that leads out of the working directory"}, absent: []string{"leadsup/sub/b.txt"}},
 		{reason: "F1 no outPath", config: config{"inPath": "src"},
 			want: outcome{steps.Failed, true, "invalid copy config: (root): outPath is required"}},
 	} {

@@ -23,7 +23,7 @@ import (
 func dataSteps() map[string]steps.Registration {
 	kinds := map[string]steps.Registration{}
 	for _, reg := range []steps.Registration{
-		JSONParse(), JSONUpdate(), KustomizeBuild(), KustomizeSetImage(), TOMLParse(), TOMLUpdate(), YAMLMerge(), YAMLParse(), YAMLUpdate(),
+		JSONParse(), JSONUpdate(), KustomizeBuild(), KustomizeSetImage(memory{}), TOMLParse(), TOMLUpdate(), YAMLMerge(), YAMLParse(), YAMLUpdate(),
 		Copy(), Delete(), FileWrite(), Untar(),
 	} {
 		kinds[reg.Name] = reg

@@ -110,9 +110,12 @@ func runHTTP(ctx context.Context, sc *steps.Context, edge httpedge.Edge, cfg htt
 
 // client returns the client for one attempt and ctx limited to its timeout.
 func (c httpRequest) client(ctx context.Context, sc *steps.Context, edge httpedge.Edge, proxy string, timeout time.Duration) (context.Context, context.CancelFunc, *http.Client, error) {
-	timeout, err := duration(c.Timeout, timeout)
+	limit, err := duration(c.Timeout, timeout)
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("error parsing timeout: %w", err)
+	}
+	if limit <= 0 { // in Kargo no limit; here a request is never without one
+		limit = timeout
 	}
 	transport, err := edge.Transport(httpedge.Options{
 		Proxy: proxy, InsecureSkipTLSVerify: c.InsecureSkipTLSVerify, Step: sc.Alias,
@@ -120,7 +123,7 @@ func (c httpRequest) client(ctx context.Context, sc *steps.Context, edge httpedg
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	return ctx, cancel, &http.Client{Transport: transport}, nil
 }
 

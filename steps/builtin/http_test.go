@@ -63,6 +63,7 @@ func TestHTTP(t *testing.T) {
 		{"G21 204 without expressions", "/204", nil, outcome{status: steps.Succeeded}, map[string]any{}},
 		{"G21 404 without expressions", "/404", nil, outcome{status: steps.Failed}, nil},
 		{"G22 success and failure", "/200", config{"successExpression": "true", "failureExpression": "true"}, outcome{steps.Failed, true, "HTTP (200) response met failure criteria"}, nil},
+		{"a timeout of 0 is the default, not no time at all", "/200", config{"timeout": "0s"}, outcome{status: steps.Succeeded}, map[string]any{}},
 		{"success decides over the status", "/500", config{"successExpression": "response.status == 500"}, outcome{status: steps.Succeeded}, map[string]any{}},
 		{"success not met yet", "/200", config{"successExpression": "false", "pollInterval": "7s"}, outcome{status: steps.Running}, nil},
 		{"no success expression, failure not met", "/200", config{"failureExpression": "false"}, outcome{status: steps.Running}, nil},

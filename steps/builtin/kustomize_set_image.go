@@ -37,14 +37,24 @@ type imageSetting struct {
 	Digest  string `json:"digest"`
 }
 
+// Subscriptions is the edge to what a project's Warehouses subscribe to.
+type Subscriptions interface {
+	// SubscribedImages returns the repository of every image subscription of a
+	// Warehouse, one that has several as often. Of a Warehouse that is not
+	// known there are none.
+	SubscribedImages(ctx context.Context, project, warehouse string) ([]string, error)
+}
+
 // KustomizeSetImage is `kustomize-set-image`: it sets images in a Kustomization
 // file, those configured or else all of the Freight. Entries for other images
 // stay; the file is written as kyaml formats it.
-func KustomizeSetImage() steps.Registration {
-	return stateless("kustomize-set-image", runKustomizeSetImage)
+func KustomizeSetImage(subscriptions Subscriptions) steps.Registration {
+	return stateless("kustomize-set-image", func(ctx context.Context, sc *steps.Context) (steps.Result, error) {
+		return runKustomizeSetImage(ctx, sc, subscriptions)
+	})
 }
 
-func runKustomizeSetImage(_ context.Context, sc *steps.Context) (steps.Result, error) {
+func runKustomizeSetImage(ctx context.Context, sc *steps.Context, subscriptions Subscriptions) (steps.Result, error) {
 	cfg, err := decodeConfig[struct {
 		Path   string         `json:"path"`
 		Images []imageSetting `json:"images"`
@@ -56,7 +66,12 @@ func runKustomizeSetImage(_ context.Context, sc *steps.Context) (steps.Result, e
 	if err != nil {
 		return errored(fmt.Errorf("could not discover kustomization file: %w", err))
 	}
-	targets, err := targetImages(cfg.Images, sc.Freight)
+	var targets map[string]kustomizeImage
+	if len(cfg.Images) > 0 {
+		targets = configuredImages(cfg.Images)
+	} else {
+		targets, err = freightImages(ctx, sc, subscriptions)
+	}
 	if err != nil {
 		return errored(fmt.Errorf("could not generate image targets: %w", err))
 	}
@@ -104,20 +119,41 @@ func findKustomization(sc *steps.Context, dir string) (string, error) {
 	return "", fmt.Errorf("ambiguous result: found multiple Kustomization files in %q: %v", dir, names)
 }
 
-// targetImages are the entries to set, by name.
-func targetImages(settings []imageSetting, freight steps.FreightCollection) (map[string]kustomizeImage, error) {
+// configuredImages are the entries a config asks for, by name.
+func configuredImages(settings []imageSetting) map[string]kustomizeImage {
 	targets := map[string]kustomizeImage{}
 	for _, s := range settings {
 		name := cmp.Or(s.Name, s.Image)
 		targets[name] = kustomizeImage{Name: name, NewName: s.NewName, NewTag: s.Tag, Digest: s.Digest}
 	}
-	if len(settings) > 0 {
-		return targets, nil
+	return targets
+}
+
+// freightImages are the entries for all images of the Freight, by name. Like
+// Kargo it goes by what the requested Warehouses subscribe to when it refuses
+// two of one name: Freight need not have both today.
+func freightImages(ctx context.Context, sc *steps.Context, subscriptions Subscriptions) (map[string]kustomizeImage, error) {
+	ambiguous := func(repo string) error {
+		return fmt.Errorf("manual configuration required due to ambiguous result: the Freight can have more than one image %q; list `images`", repo)
 	}
-	for _, f := range freight.References() {
+	subscribed := map[string]bool{}
+	for _, q := range sc.FreightRequests {
+		repos, err := subscriptions.SubscribedImages(ctx, sc.Project, q.Origin.Name)
+		if err != nil {
+			return nil, err
+		}
+		for _, repo := range repos {
+			if subscribed[repo] {
+				return nil, ambiguous(repo)
+			}
+			subscribed[repo] = true
+		}
+	}
+	targets := map[string]kustomizeImage{}
+	for _, f := range sc.Freight.References() {
 		for _, i := range f.Images {
 			if _, twice := targets[i.RepoURL]; twice {
-				return nil, fmt.Errorf("manual configuration required due to ambiguous result: the Freight has more than one image %q; list `images`", i.RepoURL)
+				return nil, ambiguous(i.RepoURL)
 			}
 			targets[i.RepoURL] = kustomizeImage{Name: i.RepoURL, NewTag: i.Tag, Digest: i.Digest}
 		}

@@ -38,7 +38,7 @@ func TestKustomizeSetImage(t *testing.T) {
 			p.freight.Freight = tc.freight
 			p.write("k/Kustomization", tc.in)
 			tc.config["path"] = "k"
-			out := p.must(KustomizeSetImage(), tc.config)
+			out := p.must(KustomizeSetImage(memory{}), tc.config)
 			if diff := cmp.Diff(tc.want, p.read("k/Kustomization")); diff != "" {
 				t.Errorf("%s (-want +got):\n%s", tc.reason, diff)
 			}
@@ -50,14 +50,32 @@ func TestKustomizeSetImage(t *testing.T) {
 
 	p := newPromotion(t)
 	p.write("k/kustomization.yml", "- not a mapping\n")
-	r, err := p.run(KustomizeSetImage(), config{"path": "k", "images": []any{map[string]any{"image": "a", "tag": "v1"}}})
+	r, err := p.run(KustomizeSetImage(memory{}), config{"path": "k", "images": []any{map[string]any{"image": "a", "tag": "v1"}}})
 	outcome{steps.Errored, false, "not a mapping"}.check(t, "a list", r, err)
 	p.freight.Freight = freight(steps.Image{RepoURL: "r/a"}, steps.Image{RepoURL: "r/a"})
-	r, err = p.run(KustomizeSetImage(), config{"path": "k"})
+	r, err = p.run(KustomizeSetImage(memory{}), config{"path": "k"})
 	outcome{steps.Errored, false, "manual configuration required due to ambiguous result"}.check(t, "two images of one name", r, err)
+
+	p = newPromotion(t)
+	p.write("k/kustomization.yml", "{}\n")
+	p.freight.Freight = freight(steps.Image{RepoURL: "r/a", Tag: "v1"})
+	for _, warehouse := range []string{"a", "b"} {
+		p.requests = append(p.requests, steps.FreightRequest{Origin: steps.FreightOrigin{Kind: "Warehouse", Name: warehouse}})
+	}
+	for reason, store := range map[string]memory{
+		"two subscriptions of one Warehouse name the image": {"a": "r/a r/b r/a"},
+		"two Warehouses subscribe to the image":             {"a": "r/a", "b": "r/b r/a"},
+		"the image need not be in the Freight":              {"a": "r/a r/b", "b": "r/b"},
+	} {
+		r, err = p.run(KustomizeSetImage(store), config{"path": "k"})
+		outcome{steps.Errored, false, "manual configuration required due to ambiguous result"}.check(t, reason, r, err)
+	}
+	p.must(KustomizeSetImage(memory{"a": "r/a", "b": "r/b"}), config{"path": "k"})
+	p.must(KustomizeSetImage(memory{"a": "r/a", "b": "r/a"}), config{"path": "k", "images": []any{map[string]any{"image": "r/a", "tag": "v1"}}})
+
 	p.write("k/Kustomization", "{}")
-	r, err = p.run(KustomizeSetImage(), config{"path": "k"})
+	r, err = p.run(KustomizeSetImage(memory{}), config{"path": "k"})
 	outcome{steps.Errored, false, "ambiguous result"}.check(t, "F42", r, err)
-	r, err = p.run(KustomizeSetImage(), config{"path": "k", "images": []any{map[string]any{"image": "a"}}})
+	r, err = p.run(KustomizeSetImage(memory{}), config{"path": "k", "images": []any{map[string]any{"image": "a"}}})
 	outcome{steps.Failed, true, "images.0: Must validate one and only one schema (oneOf)"}.check(t, "F41", r, err)
 }

@@ -9,10 +9,11 @@ import (
 	"github.com/stepd/stepd/steps"
 )
 
-// Resources is the edge to a project's Stages and Freight. What is set is seen
+// Resources is the edge to a project's Stages, Freight and Warehouses. What is set is seen
 // by the metadata functions of later steps. A resource that does not exist is
 // an error.
 type Resources interface {
+	Subscriptions
 	// SetStageMetadata lays values over a Stage's status.metadata.
 	SetStageMetadata(ctx context.Context, project, stage string, values map[string]json.RawMessage) error
 	// SetFreightMetadata lays values over a piece of Freight's status.metadata.
@@ -84,6 +85,10 @@ type loggedResources struct {
 	next Resources
 	log  *effects.Log
 	done bool
+}
+
+func (l loggedResources) SubscribedImages(ctx context.Context, project, warehouse string) ([]string, error) {
+	return l.next.SubscribedImages(ctx, project, warehouse)
 }
 
 func (l loggedResources) SetStageMetadata(ctx context.Context, project, stage string, values map[string]json.RawMessage) error {

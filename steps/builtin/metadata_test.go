@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -13,7 +14,8 @@ import (
 	"github.com/stepd/stepd/steps"
 )
 
-// memory is the resources of one project: Stage prod and Freight f.
+// memory is the resources of one project: Stage prod, Freight f and, under
+// their names, the repositories that Warehouses subscribe to.
 type memory map[string]string
 
 func (m memory) set(what, name, known string, values any) error {
@@ -23,6 +25,10 @@ func (m memory) set(what, name, known string, values any) error {
 	text, err := json.Marshal(values)
 	m[what] = string(text)
 	return err
+}
+
+func (m memory) SubscribedImages(_ context.Context, _, warehouse string) ([]string, error) {
+	return strings.Fields(m[warehouse]), nil
 }
 
 func (m memory) SetStageMetadata(_ context.Context, project, stage string, values map[string]json.RawMessage) error {

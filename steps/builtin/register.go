@@ -40,7 +40,7 @@ type Edges struct {
 	// HTTP sends the requests of `http`, and Downloads those of
 	// `http-download`, which only reads. Required.
 	HTTP, Downloads httpedge.Edge
-	// Resources has the project's Stages and Freight. Required.
+	// Resources has the project's Stages, Freight and Warehouses. Required.
 	Resources Resources
 	// Wait pauses between a step's own attempts; nil waits for real.
 	Wait Wait
@@ -78,7 +78,7 @@ func Registrations(e Edges) []steps.Registration {
 		JSONParse(),
 		JSONUpdate(),
 		KustomizeBuild(),
-		KustomizeSetImage(),
+		KustomizeSetImage(e.Resources),
 		OCIDownload(e.Registries),
 		OCIPush(e.OCIPush, maxPush),
 		SetFreightAlias(e.Resources),
