@@ -266,3 +266,19 @@ func FuzzTOMLUpdate(f *testing.F) {
 		}
 	})
 }
+
+func TestTOMLUpdateOfDeepDocument(t *testing.T) {
+	for reason, text := range map[string]string{
+		"a table":       "b = 1\n[a" + strings.Repeat(".a", maxTOMLDepth) + "]\nx = 1\n",
+		"arrays":        "b = 1\na = " + strings.Repeat("[", maxTOMLDepth+1) + strings.Repeat("]", maxTOMLDepth+1) + "\n",
+		"inline tables": "b = 1\na = " + strings.Repeat("{ a = ", maxTOMLDepth) + "1" + strings.Repeat(" }", maxTOMLDepth) + "\n",
+	} {
+		p := newPromotion(t)
+		p.write("d.toml", text)
+		r, err := p.run(TOMLUpdate(), config{"path": "d.toml", "updates": []any{map[string]any{"key": "b", "value": 2}}})
+		outcome{steps.Errored, false, "the document is nested more than 1000 deep"}.check(t, reason, r, err)
+		if p.read("d.toml") != text {
+			t.Errorf("%s: the file changed", reason)
+		}
+	}
+}

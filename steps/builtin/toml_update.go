@@ -94,8 +94,12 @@ func findTOML(text []byte, key string) (unstable.Range, error) {
 	}
 	// go-toml's parser accepts a little more than TOML; what comes of the edit
 	// must be readable anyway.
-	if err := toml.Unmarshal(text, &map[string]any{}); err != nil {
+	document := map[string]any{}
+	if err := toml.Unmarshal(text, &document); err != nil {
 		return unstable.Range{}, err
+	}
+	if !nestedWithin(document, maxTOMLDepth) {
+		return unstable.Range{}, fmt.Errorf("the document is nested more than %d deep", maxTOMLDepth)
 	}
 	f := tomlFinder{want: want}
 	f.parser.Reset(text)
@@ -135,6 +139,31 @@ func findTOML(text []byte, key string) (unstable.Range, error) {
 		return unstable.Range{}, errors.New("key path does not address a scalar")
 	}
 	return unstable.Range{}, errors.New("key path not found")
+}
+
+// maxTOMLDepth bounds the nesting of a document that is edited: writing one
+// takes time by the square of it.
+const maxTOMLDepth = 1000
+
+func nestedWithin(v any, depth int) bool {
+	if depth < 0 {
+		return false
+	}
+	switch v := v.(type) {
+	case map[string]any:
+		for _, e := range v {
+			if !nestedWithin(e, depth-1) {
+				return false
+			}
+		}
+	case []any:
+		for _, e := range v {
+			if !nestedWithin(e, depth-1) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // sameTOMLExcept makes sure that an edit changed the value at key only.

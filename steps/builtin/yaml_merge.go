@@ -57,6 +57,8 @@ func runYAMLMerge(ctx context.Context, sc *steps.Context) (steps.Result, error) 
 			return errored(fmt.Errorf("error merging YAML files: error reading input file %s: %w", in, err))
 		case merged == nil:
 			merged = node
+		case max(widest(node.YNode()), widest(merged.YNode())) > maxMergeKeys:
+			return errored(fmt.Errorf("error merging YAML files: error merging in file %s: a mapping has more than %d keys", in, maxMergeKeys))
 		default:
 			if merged, err = merge2.Merge(node, merged, kyaml.MergeOptions{}); err != nil {
 				return errored(fmt.Errorf("error merging YAML files: error merging in file %s: %w", in, err))
@@ -79,6 +81,25 @@ func runYAMLMerge(ctx context.Context, sc *steps.Context) (steps.Result, error) 
 		return succeeded(map[string]any{"commitMessage": fmt.Sprintf("Wrote %s to %s", found[0], cfg.OutFile)})
 	}
 	return succeeded(map[string]any{"commitMessage": fmt.Sprintf("Merged %d YAML files to %s\n- %s", len(found), cfg.OutFile, strings.Join(found, "\n- "))})
+}
+
+// maxMergeKeys bounds the mappings of files that are merged: kyaml looks each
+// key up among all others.
+const maxMergeKeys = 20_000
+
+// widest returns the number of keys of the largest mapping below a node.
+func widest(n *kyaml.Node) int {
+	if n == nil {
+		return 0
+	}
+	most := 0
+	if n.Kind == kyaml.MappingNode {
+		most = len(n.Content) / 2
+	}
+	for _, child := range n.Content {
+		most = max(most, widest(child))
+	}
+	return most
 }
 
 // writeOutput writes a file that a step makes, 0600 unless it exists, with

@@ -1,6 +1,8 @@
 package builtin
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -42,6 +44,16 @@ func TestYAMLMerge(t *testing.T) {
 	p.write("a", "x: [\n")
 	r, err := p.run(YAMLMerge(), config{"inFiles": []any{"a"}, "outFile": "o"})
 	outcome{steps.Errored, false, "error reading input file a: yaml: line"}.check(t, "not YAML", r, err)
+	var wide strings.Builder
+	for i := range maxMergeKeys + 1 {
+		fmt.Fprintf(&wide, "k%d: v\n", i)
+	}
+	p.write("wide", wide.String())
+	p.write("narrow", "k: v\n")
+	for _, files := range [][]any{{"wide", "narrow"}, {"narrow", "wide"}} {
+		r, err = p.run(YAMLMerge(), config{"inFiles": files, "outFile": "o"})
+		outcome{steps.Errored, false, "a mapping has more than 20000 keys"}.check(t, "a merge that would take minutes", r, err)
+	}
 	r, err = p.run(YAMLMerge(), config{"inFiles": []any{"none"}, "outFile": "o"})
 	outcome{steps.Errored, false, `input file "none" not found: open none: no such file`}.check(t, "missing", r, err)
 }
