@@ -353,7 +353,19 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	h.ServeHTTP(cw, r)
 }
 
+// maxBody bounds a request body; pushes in tests are far smaller.
+const maxBody = 256 << 20
+
+// git hands a request to git http-backend once its body is here as a whole:
+// given less than Content-Length says, git 2.39 reads the end of its input for
+// ever, so a client cut off in the middle would leave a spinning process.
 func (s *Server) git(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if err != nil || r.ContentLength > int64(len(body)) {
+		http.Error(w, "the request body is cut short", http.StatusBadRequest)
+		return
+	}
+	r.Body, r.ContentLength, r.TransferEncoding = io.NopCloser(bytes.NewReader(body)), int64(len(body)), nil // CGI knows no chunks
 	h := &cgi.Handler{
 		Path: s.backend,
 		Root: "/",
