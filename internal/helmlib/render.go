@@ -105,7 +105,7 @@ func collect(c *chart.Chart, r helmrun.Render, manifests []releaseutil.Manifest,
 		all = append(all, helmrun.Manifest{Source: m.Name, Text: m.Content})
 	}
 	for _, h := range hooks {
-		if !r.NoHooks && !(r.SkipTests && slices.Contains(h.Events, release.HookTest)) {
+		if !r.NoHooks && (!r.SkipTests || !slices.Contains(h.Events, release.HookTest)) {
 			all = append(all, helmrun.Manifest{Source: h.Path, Text: h.Manifest})
 		}
 	}
