@@ -202,6 +202,7 @@ func TestSyntaxError(t *testing.T) {
 	}
 }
 
+// TestSplitKey holds conformance case F19.
 func TestSplitKey(t *testing.T) {
 	cases := map[string]struct {
 		want []string
@@ -211,6 +212,9 @@ func TestSplitKey(t *testing.T) {
 		" a.b ":     {[]string{"a", "b"}, ""},
 		`a\.b.c`:    {[]string{"a.b", "c"}, ""},
 		`a\:b`:      {[]string{"a:b"}, ""},
+		"a.:2":      {[]string{"a", "2"}, ""},
+		"a..b":      {nil, "empty key part"},
+		`a\nb`:      {nil, "invalid escape sequence in key"},
 		":1":        {[]string{"1"}, ""},
 		"a.:0":      {[]string{"a", "0"}, ""},
 		"é.ü":       {[]string{"é", "ü"}, ""},

@@ -9,6 +9,7 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/stepd/stepd/internal/configschema"
 	"github.com/stepd/stepd/internal/ociart"
 	"github.com/stepd/stepd/internal/ociart/ocitest"
 	"github.com/stepd/stepd/steps"
@@ -47,11 +48,11 @@ func TestOCIDownload(t *testing.T) {
 		"oci prefix":   {reason: "is part of the grammar", config: map[string]any{"imageRef": "oci://HOST/o/r:v1"}, want: "notes"},
 		"index":        {reason: "stands for linux/amd64", config: map[string]any{"imageRef": "HOST/o/r:index"}, want: "notes"},
 		"other arch":   {reason: "nothing for linux/amd64", config: map[string]any{"imageRef": "HOST/o/r:arm"}, err: "linux/amd64"},
-		"exists":       {reason: "Kargo's own words", config: map[string]any{"imageRef": "HOST/o/r:v1"}, existing: true, err: "file already exists at out/f and overwrite is not allowed", terminal: true},
+		"G16":          {reason: "Kargo's own words", config: map[string]any{"imageRef": "HOST/o/r:v1"}, existing: true, err: "file already exists at out/f and overwrite is not allowed", terminal: true},
 		"overwrite":    {reason: "when asked", config: map[string]any{"imageRef": "HOST/o/r:v1", "allowOverwrite": true}, existing: true, want: "notes"},
 		"no layers":    {reason: "may be tried again", config: map[string]any{"imageRef": "HOST/o/r:empty"}, err: "no layers"},
 		"no such type": {reason: "may be tried again", config: map[string]any{"imageRef": "HOST/o/r:v1", "mediaType": "x"}, err: "media type"},
-		"too large":    {reason: "Kargo's limit, by the declared size", config: map[string]any{"imageRef": "HOST/o/r:huge"}, err: "limit", terminal: true},
+		"G17":          {reason: "Kargo's limit, by the declared size", config: map[string]any{"imageRef": "HOST/o/r:huge"}, err: "limit", terminal: true},
 		"absent":       {reason: "says what", config: map[string]any{"imageRef": "HOST/o/r:nope"}, err: "404"},
 	}
 	for name, tt := range tests {
@@ -84,6 +85,28 @@ func TestOCIDownload(t *testing.T) {
 			}
 			if info, err := os.Stat(out); err != nil || info.Mode().Perm() != 0o600 {
 				t.Errorf("%s: %v, %v", tt.reason, info.Mode(), err)
+			}
+		})
+	}
+}
+
+// TestOCIDownloadReference holds conformance case G14.
+func TestOCIDownloadReference(t *testing.T) {
+	t.Parallel()
+	tests := map[string]struct{ reason, ref string }{
+		"neither": {"a tag or a digest is required", "registry.example.com/o/r"},
+		"both":    {"Kargo takes one of them only", "registry.example.com/o/r:v1@sha256:" + strings.Repeat("0", 64)},
+		"empty":   {"there is no default", ""},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			reg := OCIDownload(&ociart.Transports{})
+			schema, err := configschema.Compile(reg.ConfigSchema)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if v := schema.Validate(map[string]any{"imageRef": tt.ref, "outPath": "f"}); len(v) == 0 {
+				t.Errorf("%s: %q was accepted", tt.reason, tt.ref)
 			}
 		})
 	}

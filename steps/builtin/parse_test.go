@@ -26,7 +26,7 @@ func TestParseSteps(t *testing.T) {
 		"yaml": {"YAML 1.1, numbers are floats", YAMLParse(), "a: 1\nb: {c: yes}\nd: 2026-11-22\n",
 			map[string]string{"a": "a", "c": "b.c", "d": "d", "missing": "zip", "all": "$env.b"},
 			map[string]any{"a": 1.0, "c": true, "d": "2026-11-22", "missing": nil, "all": map[string]any{"c": true}}},
-		"yaml list":    {"a list root is $env", YAMLParse(), "- 1\n- 2\n- 3\n", map[string]string{"n": "len($env)", "l": "$env[2]"}, map[string]any{"n": int64(3), "l": 3.0}},
+		"F24":          {"a list root is $env", YAMLParse(), "- 1\n- 2\n- 3\n", map[string]string{"n": "len($env)", "l": "$env[2]"}, map[string]any{"n": int64(3), "l": 3.0}},
 		"yaml types":   {"Go types become JSON types", YAMLParse(), "s: a,b\n", map[string]string{"split": `split(s, ",")`, "int": "1 + 2"}, map[string]any{"split": []any{"a", "b"}, "int": int64(3)}},
 		"yaml first":   {"the first document", YAMLParse(), "a: 1\n---\na: 2\n", map[string]string{"a": "a"}, map[string]any{"a": 1.0}},
 		"json":         {"JSON", JSONParse(), `{"a": {"b": [1, "x"]}}`, map[string]string{"b": "a.b[1]", "n": "a.b[0]"}, map[string]any{"b": "x", "n": 1.0}},

@@ -120,11 +120,15 @@ func updateLines(src []byte, path string, updates []yamledit.Update) ([]byte, er
 		if err != nil {
 			return nil, fmt.Errorf("key %q: %w", u.Key, err)
 		}
-		n := yamledit.First(&doc, parts)
-		if n == nil || n.Kind != yaml.ScalarNode {
-			return nil, explainMissing(src, path, u.Key)
+		// Kargo's words first: later expressions can look for them.
+		switch n := yamledit.First(&doc, parts); {
+		case n == nil:
+			return nil, fmt.Errorf("key path not found: %w", explainMissing(src, path, u.Key))
+		case n.Kind != yaml.ScalarNode:
+			return nil, fmt.Errorf("key path does not address a scalar node: %w", explainMissing(src, path, u.Key))
+		default:
+			changes[n.Line] = change{n.Column, kargoYAMLValue(u.Value)}
 		}
-		changes[n.Line] = change{n.Column, kargoYAMLValue(u.Value)}
 	}
 	var out bytes.Buffer
 	number := 0

@@ -33,7 +33,7 @@ func TestYAMLUpdate(t *testing.T) {
 		"bool":        {"a bool", "a: x\n", sets{set("a", true)}, "a: true\n", "- a: true"},
 		"first":       {"the first of two equal keys", "a: 1\na: 2\n", sets{set("a", 3)}, "a: 3\na: 2\n", "- a: 3"},
 		"flow":        {"Kargo would lose the closing brace", "m: {a: 1, b: 2} # c\n", sets{set("m.a", 3)}, "m: {a: 3, b: 2} # c\n", "- m.a: 3"},
-		"same line":   {"Kargo would keep the last only", "m: {a: 1x, b: 2x}\n", sets{set("m.a", "3x"), set("m.b", "4x")}, "m: {a: 3x, b: 4x}\n", "- m.a: 3x\n- m.b: 4x"},
+		"F22":         {"Kargo would keep the last only", "m: {a: 1x, b: 2x}\n", sets{set("m.a", "3x"), set("m.b", "4x")}, "m: {a: 3x, b: 4x}\n", "- m.a: 3x\n- m.b: 4x"},
 		"block":       {"Kargo would leave the old lines", "a: |\n  l1\n  l2\nb: 1\n", sets{set("a", "x")}, "a: x\nb: 1\n", "- a: x"},
 		"wide":        {"Kargo would cut in the middle", "漢字: old\nb: 1\n", sets{set("漢字", "x")}, "漢字: x\nb: 1\n", "- 漢字: x"},
 		"line breaks": {"Kargo would write another key", "a: x\n", sets{set("a", "v\nadmin: yes")}, "a: \"v\\nadmin: yes\"\n", "- a: v\nadmin: yes"},
@@ -65,8 +65,9 @@ func TestYAMLUpdateErrors(t *testing.T) {
 		reason, in, key string
 		want            outcome
 	}{
-		"missing":  {"the nearest key is named", "image:\n  tag: x\n", "image.tga", outcome{steps.Errored, false, `v.yaml:2:3: key "image.tga": is not there (did you mean "image.tag"?)`}},
+		"F16":      {"the nearest key is named", "image:\n  tag: x\n", "image.tga", outcome{steps.Errored, false, `key path not found: v.yaml:2:3: key "image.tga": is not there (did you mean "image.tag"?)`}},
 		"mapping":  {"not a scalar", "a: {b: 1}\n", "a", outcome{steps.Errored, false, "not a scalar"}},
+		"F17":      {"nor is a list", "a: [1]\n", "a", outcome{steps.Errored, false, "key path does not address a scalar node"}},
 		"index":    {"Kargo panics here", "a: [1]\n", "a.1", outcome{steps.Errored, false, "outside the sequence"}},
 		"negative": {"and here", "a: [1]\n", "a.-1", outcome{steps.Errored, false, "index"}},
 		"alias":    {"aliases are not addressable", "a: &x 1\nb: *x\n", "b", outcome{steps.Errored, false, "alias"}},
