@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"sort"
 	"strings"
 	"time"
@@ -221,6 +222,10 @@ func (s *search) look(ctx context.Context, leads []lead) (done bool, err error) 
 // there.
 func (s *search) consider(ctx context.Context, f fetched) bool {
 	if f.err == nil && f.candidate.load != nil {
+		// What the last large candidate took is given back before the next is
+		// fetched: left to its own pace the collector would let several add up.
+		// Signatures of this size are rare, and mostly meant to hurt.
+		debug.FreeOSMemory()
 		f = fetchOne(ctx, f.lead, f.candidate.load)
 	}
 	var unavailable *unavailableError
