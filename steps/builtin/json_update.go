@@ -4,9 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
 	"strconv"
-	"strings"
 
 	"github.com/tidwall/sjson"
 
@@ -19,53 +17,30 @@ import (
 func JSONUpdate() steps.Registration { return stateless("json-update", runJSONUpdate) }
 
 func runJSONUpdate(_ context.Context, sc *steps.Context) (steps.Result, error) {
-	cfg, err := decodeConfig[updatesConfig](sc)
-	if err != nil {
-		return failed(err)
-	}
-	file, err := within(sc, cfg.Path)
-	if err != nil {
-		return errored(err)
-	}
-	fail := func(format string, args ...any) (steps.Result, error) {
-		return errored(relativeTo(sc.WorkDir, fmt.Errorf("JSON file update failed: "+format, args...)))
-	}
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return fail("error reading JSON file %q: %w", cfg.Path, err)
-	}
-	lines := make([]string, len(cfg.Updates))
-	for i, u := range cfg.Updates {
-		value, err := decodeValue(u.Value)
+	return updateText(sc, "JSON", setJSON)
+}
+
+func setJSON(text []byte, _, key string, value any) (edited []byte, shown string, err error) {
+	switch v := value.(type) {
+	case string:
+		shown = strconv.Quote(v)
+	case bool:
+		shown = strconv.FormatBool(v)
+	case json.Number:
+		f, err := v.Float64()
 		if err != nil {
-			return failed(err)
+			return nil, "", fmt.Errorf("value for key %q: %w", key, err)
 		}
-		var shown string
-		switch v := value.(type) {
-		case string:
-			shown = strconv.Quote(v)
-		case bool:
-			shown = strconv.FormatBool(v)
-		case json.Number:
-			f, err := v.Float64()
-			if err != nil {
-				return fail("value for key %q: %w", u.Key, err)
-			}
-			shown = fmt.Sprint(f) // 1e+06, as Kargo prints it
-			value = f
-			if n, err := v.Int64(); err == nil {
-				value = n // the file gets every digit
-			}
-		default:
-			return fail("value for key %q is not a scalar type", u.Key)
+		shown = fmt.Sprint(f) // 1e+06, as Kargo prints it
+		value = f
+		if n, err := v.Int64(); err == nil {
+			value = n // the file gets every digit
 		}
-		lines[i] = "- " + u.Key + ": " + shown
-		if text, err = sjson.SetBytes(text, u.Key, value); err != nil {
-			return fail("error setting key %q in JSON file: %w", u.Key, err)
-		}
+	default:
+		return nil, "", fmt.Errorf("value for key %q is not a scalar type", key)
 	}
-	if err := os.WriteFile(file, text, 0o600); err != nil {
-		return fail("error writing JSON file %q: %w", cfg.Path, err)
+	if edited, err = sjson.SetBytes(text, key, value); err != nil {
+		return nil, "", fmt.Errorf("error setting key %q in JSON file: %w", key, err)
 	}
-	return succeeded(map[string]any{"commitMessage": "Updated " + cfg.Path + "\n\n" + strings.Join(lines, "\n")})
+	return edited, shown, nil
 }

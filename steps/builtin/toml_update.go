@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,46 +23,23 @@ import (
 func TOMLUpdate() steps.Registration { return stateless("toml-update", runTOMLUpdate) }
 
 func runTOMLUpdate(_ context.Context, sc *steps.Context) (steps.Result, error) {
-	cfg, err := decodeConfig[updatesConfig](sc)
+	return updateText(sc, "TOML", setTOML)
+}
+
+func setTOML(text []byte, path, key string, value any) (edited []byte, shown string, err error) {
+	shown, err = tomlValue(value)
 	if err != nil {
-		return failed(err)
+		return nil, "", fmt.Errorf("value for key %q: %w", key, err)
 	}
-	file, err := within(sc, cfg.Path)
+	at, err := findTOML(text, key)
 	if err != nil {
-		return errored(err)
+		return nil, "", fmt.Errorf("%s: key %q: %w", path, key, err)
 	}
-	fail := func(format string, args ...any) (steps.Result, error) {
-		return errored(relativeTo(sc.WorkDir, fmt.Errorf("TOML file update failed: "+format, args...)))
+	edited = bytes.Join([][]byte{text[:at.Offset], text[at.Offset+at.Length:]}, []byte(shown))
+	if err := sameTOMLExcept(text, edited, key); err != nil {
+		return nil, "", fmt.Errorf("%s: key %q cannot be changed safely: %w", path, key, err)
 	}
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return fail("error reading TOML file %q: %w", cfg.Path, err)
-	}
-	lines := make([]string, len(cfg.Updates))
-	for i, u := range cfg.Updates {
-		value, err := decodeValue(u.Value)
-		if err != nil {
-			return failed(err)
-		}
-		rendered, err := tomlValue(value)
-		if err != nil {
-			return fail("value for key %q: %w", u.Key, err)
-		}
-		lines[i] = "- " + u.Key + ": " + rendered
-		at, err := findTOML(text, u.Key)
-		if err != nil {
-			return fail("%s: key %q: %w", cfg.Path, u.Key, err)
-		}
-		edited := bytes.Join([][]byte{text[:at.Offset], text[at.Offset+at.Length:]}, []byte(rendered))
-		if err := sameTOMLExcept(text, edited, u.Key); err != nil {
-			return fail("%s: key %q cannot be changed safely: %w", cfg.Path, u.Key, err)
-		}
-		text = edited
-	}
-	if err := os.WriteFile(file, text, 0o600); err != nil {
-		return fail("error writing TOML file %q: %w", cfg.Path, err)
-	}
-	return succeeded(map[string]any{"commitMessage": "Updated " + cfg.Path + "\n\n" + strings.Join(lines, "\n")})
+	return edited, shown, nil
 }
 
 // tomlValue renders a scalar as go-toml does.
