@@ -13,6 +13,8 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	_ "github.com/stepd/stepd/internal/startup"
 )
 
 func main() { os.Exit(Main()) }

@@ -281,15 +281,11 @@ type verifyReport struct {
 	err      error
 }
 
-// A process that verifies one artifact needs no garbage collection, unless the
-// registry makes it read much: then it is to be eager.
-const (
-	gcPercent  = 800
-	memoryGoal = 32 << 20
-)
+// memoryGoal makes the collector eager when a registry makes a verification
+// read much. One artifact of the ordinary kind needs no collection at all.
+const memoryGoal = 32 << 20
 
 func (r *verifyReport) run(cmd *cobra.Command, a *app, sc *steps.Context, download string) error {
-	debug.SetGCPercent(gcPercent)
 	debug.SetMemoryLimit(memoryGoal)
 	o := ociverified.Options{
 		Credentials: a.redactor.Credentials(credentials.Local(credentials.LocalOptions{})),
