@@ -16,6 +16,7 @@ import (
 	"github.com/stepd/stepd/internal/gitremote"
 	"github.com/stepd/stepd/internal/gitrepo"
 	"github.com/stepd/stepd/internal/httpedge"
+	"github.com/stepd/stepd/internal/kubeconfig"
 	"github.com/stepd/stepd/internal/ociart"
 	"github.com/stepd/stepd/internal/ocipush"
 	"github.com/stepd/stepd/internal/pullrequest"
@@ -113,12 +114,16 @@ func newEdges(ctx context.Context, a *app, f edgeFlags, live bool, set *load.Set
 	b.Resources = builtin.Logged(resources, e.effects, false)
 	b.ArgoCD = argocd.NewRecorder(e.effects, live)
 	if f.kubeconfig != "" {
-		client, server, err := argocd.Connect(f.kubeconfig, f.kubeContext)
+		config, err := kubeconfig.Load(f.kubeconfig, f.kubeContext)
+		if err != nil {
+			return nil, err
+		}
+		cluster, err := argocd.Connect(config, e.effects)
 		if err != nil {
 			return nil, err
 		}
 		if live {
-			b.ArgoCD = argocd.NewCluster(client, server, e.effects)
+			b.ArgoCD = cluster
 		}
 	}
 

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/client-go/rest"
+
 	"github.com/stepd/stepd/internal/effects"
 )
 
@@ -29,6 +31,19 @@ type Cluster struct {
 	client *http.Client
 	server string
 	log    *effects.Log
+}
+
+// Connect returns a Cluster at the API server of a client configuration.
+// Nothing is contacted yet.
+func Connect(config *rest.Config, log *effects.Log) (*Cluster, error) {
+	client, err := rest.HTTPClientFor(config)
+	if err != nil {
+		return nil, fmt.Errorf("cannot connect to Argo CD's cluster: %w", err)
+	}
+	client.CheckRedirect = func(*http.Request, []*http.Request) error {
+		return errors.New("the Kubernetes API redirects")
+	}
+	return NewCluster(client, config.Host, log), nil
 }
 
 // NewCluster returns a Cluster at an API server. client authenticates.
