@@ -1,5 +1,4 @@
-// Package kubeconfig says how to reach a Kubernetes API server, and as whom:
-// from a kubeconfig file, or from inside the cluster.
+// Package kubeconfig reads how to reach a Kubernetes API server, and as whom.
 //
 // It contacts nothing. What is asked of the server belongs to the callers.
 package kubeconfig
@@ -25,15 +24,6 @@ func Load(path, contextName string) (*rest.Config, error) {
 	).ClientConfig()
 	if err != nil {
 		return nil, fmt.Errorf("cannot use kubeconfig %s: %w", path, err)
-	}
-	return config, nil
-}
-
-// InCluster is the service account of the pod this process runs in.
-func InCluster() (*rest.Config, error) {
-	config, err := rest.InClusterConfig()
-	if err != nil {
-		return nil, fmt.Errorf("cannot use the pod's service account: %w", err)
 	}
 	return config, nil
 }

@@ -11,22 +11,23 @@ import (
 	"time"
 
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/stepd/stepd/internal/kubeconfig"
 )
 
 // Config says how to reach the API server: by the kubeconfig file given, or,
 // with an empty path, as the pod this process runs in. Each request is bounded
 // by 30 s unless its context ends earlier.
-func Config(kubeconfig string) (*rest.Config, error) {
+func Config(path string) (*rest.Config, error) {
 	var config *rest.Config
 	var err error
-	if kubeconfig == "" {
-		config, err = rest.InClusterConfig()
-		if err != nil {
-			return nil, fmt.Errorf("cannot find the cluster: this is not a pod, so a kubeconfig file has to be given: %w", err)
-		}
-	} else if config, err = clientcmd.BuildConfigFromFlags("", kubeconfig); err != nil {
-		return nil, fmt.Errorf("cannot use the kubeconfig file %s: %w", kubeconfig, err)
+	if path != "" {
+		config, err = kubeconfig.Load(path, "")
+	} else if config, err = rest.InClusterConfig(); err != nil {
+		err = fmt.Errorf("cannot find the cluster: this is not a pod, so a kubeconfig file has to be given: %w", err)
+	}
+	if err != nil {
+		return nil, err
 	}
 	config.Timeout = 30 * time.Second
 	config.UserAgent = "stepd"
