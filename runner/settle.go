@@ -9,60 +9,114 @@ import (
 	"github.com/stepd/stepd/steps"
 )
 
-// settle reconciles an attempt's result and error and decides whether the step
-// is done. If it is not, the error is that of an attempt to be repeated.
-func (r *pass) settle(
-	step *Step, m *kargoapi.StepExecutionMetadata, res steps.Result, err error,
-	timeout time.Duration, threshold uint32,
-) (done bool, retryErr error) {
-	m.Status, m.Message = res.Status, res.Message
-	if err == nil && res.Status == steps.Errored {
-		details := res.Message
+// Attempted is one attempt of a step: what it was allowed and what it answered.
+type Attempted struct {
+	// Alias is the step's full alias.
+	Alias string
+	// StartedAt is when the step's first attempt began, Now is when this one
+	// ended.
+	StartedAt, Now time.Time
+	// Timeout counts from StartedAt; zero and less never time out.
+	Timeout time.Duration
+	// ErrorThreshold is how many errors end the step, at least 1; ErrorCount is
+	// how many there were before.
+	ErrorThreshold, ErrorCount uint32
+	// Result and Err are what the step answered.
+	Result steps.Result
+	Err    error
+}
+
+// Settlement is what an attempt comes to.
+type Settlement struct {
+	// Done tells that there is no further attempt.
+	Done   bool
+	Status steps.Status
+	// Message is Kargo's wording.
+	Message string
+	// ErrorCount includes this attempt's error, if it had one that counts.
+	ErrorCount uint32
+	// Err is nil without an error. With an error, an attempt that is not done is
+	// to be repeated after a pause; without one the step runs still.
+	Err error
+}
+
+// Settle reconciles an attempt's result and error and decides whether the step
+// is done, as Kargo v1.11.2 does (pkg/promotion/local_orchestrator.go,
+// determineStepCompletion).
+func Settle(a Attempted) Settlement {
+	s := Settlement{Status: a.Result.Status, Message: a.Result.Message, ErrorCount: a.ErrorCount, Err: a.Err}
+	if s.Err == nil && s.Status == steps.Errored {
+		details := s.Message
 		if details == "" {
 			details = "no details provided"
 		}
-		err = fmt.Errorf("step %q errored: %s", step.As, details)
+		s.Err = fmt.Errorf("step %q errored: %s", a.Alias, details)
 	}
-	if err != nil {
-		if m.Status != steps.Failed {
-			m.Status = steps.Errored
+	if s.Err != nil {
+		if s.Status != steps.Failed {
+			s.Status = steps.Errored
 		}
-		m.Message = err.Error()
+		s.Message = s.Err.Error()
 	}
-	r.errs[step.As] = err
-	timedOut := timeout > 0 && r.Clock.Now().Sub(*m.StartedAt) > timeout
-	cutOff := errors.Is(err, errAttemptTimeout)
+	timedOut := a.Timeout > 0 && a.Now.Sub(a.StartedAt) > a.Timeout
+	cutOff := errors.Is(s.Err, errAttemptTimeout)
 	switch {
-	case err == nil && (m.Status == steps.Succeeded || m.Status == steps.Skipped):
-		r.finishedNow(m)
-		return true, nil
-	case err != nil && steps.IsTerminal(err):
-		if m.Status == steps.Failed {
-			r.finishedNow(m)
-			return true, nil
+	case s.Err == nil && (s.Status == steps.Succeeded || s.Status == steps.Skipped):
+		s.Done = true
+		return s
+	case s.Err != nil && steps.IsTerminal(s.Err):
+		if s.Status == steps.Failed {
+			s.Done = true
+			return s
 		}
-		r.finish(m, steps.Errored, fmt.Errorf("an unrecoverable error occurred: %w", err))
-		return true, nil
-	case err != nil && !cutOff:
-		m.ErrorCount++
-		if m.ErrorCount >= threshold {
-			r.finish(m, m.Status, fmt.Errorf("step %q met error threshold of %d: %w", step.As, threshold, err))
-			return true, nil
+		return s.end(steps.Errored, fmt.Errorf("an unrecoverable error occurred: %w", s.Err))
+	case s.Err != nil && !cutOff:
+		s.ErrorCount++
+		if s.ErrorCount >= a.ErrorThreshold {
+			return s.end(s.Status, fmt.Errorf("step %q met error threshold of %d: %w", a.Alias, a.ErrorThreshold, s.Err))
 		}
 	}
 	switch {
 	case timedOut || cutOff:
-		msg := fmt.Errorf("step %q timed out after %s", step.As, timeout)
-		r.finish(m, steps.Errored, msg)
-		if err != nil {
-			r.errs[step.As] = &timeoutError{msg.Error(), err}
+		msg := fmt.Errorf("step %q timed out after %s", a.Alias, a.Timeout)
+		if s.Err != nil {
+			msg = &timeoutError{msg.Error(), s.Err}
 		}
-		return true, nil
-	case err != nil:
-		m.Message += "; step will be retried"
-		return false, err
+		return s.end(steps.Errored, msg)
+	case s.Err != nil:
+		s.Message += "; step will be retried"
 	}
-	return false, nil // Running, or Failed or Aborted without an error: polled
+	return s // to be repeated; or Running, or Failed or Aborted without an error: polled
+}
+
+func (s Settlement) end(status steps.Status, err error) Settlement {
+	s.Done, s.Status, s.Message, s.Err = true, status, err.Error(), err
+	return s
+}
+
+// settle enters an attempt into the step's metadata. If the step is not done,
+// the error is that of an attempt to be repeated.
+func (r *pass) settle(
+	step *Step, m *kargoapi.StepExecutionMetadata, res steps.Result, err error,
+	timeout time.Duration, threshold uint32,
+) (done bool, retryErr error) {
+	s := Settle(Attempted{
+		Alias: step.As, StartedAt: *m.StartedAt, Now: r.Clock.Now(), Timeout: timeout,
+		ErrorThreshold: threshold, ErrorCount: m.ErrorCount, Result: res, Err: err,
+	})
+	if r.Redactor != nil {
+		s.Message = r.Redactor.String(s.Message)
+		if s.Err != nil {
+			s.Err = r.Redactor.Error(s.Err)
+		}
+	}
+	m.Status, m.Message, m.ErrorCount = s.Status, s.Message, s.ErrorCount
+	r.errs[step.As] = s.Err
+	if s.Done {
+		r.finishedNow(m)
+		return true, nil
+	}
+	return false, s.Err
 }
 
 // timeoutError has Kargo's words and the chain of the last attempt's error.

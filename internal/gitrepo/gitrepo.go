@@ -75,6 +75,8 @@ type Push struct {
 	Commits []NewCommit
 	// Step is recorded with the effect.
 	Step string
+	// For are the steps that it is pushed for.
+	For []Pusher
 }
 
 // NewCommit is one commit of a push with the objects it adds.
@@ -88,6 +90,9 @@ type NewCommit struct {
 	// Step is the alias of the step that made it.
 	Step string
 }
+
+// Pusher names the step of a promotion that something is pushed for.
+type Pusher struct{ Project, Promotion, Alias string }
 
 // HistoryQuery says how far back to look.
 type HistoryQuery struct {

@@ -45,6 +45,8 @@ const (
 	AnnotationCreateActor = "kargo.akuity.io/create-actor"
 	// AnnotationRollback is "true" on a Promotion that is a rollback.
 	AnnotationRollback = "kargo.akuity.io/rollback"
+	// AnnotationAbort asks Kargo to stop a Promotion.
+	AnnotationAbort = "kargo.akuity.io/abort"
 	// ActorUnknown is the create-actor value that stands for nobody.
 	ActorUnknown = "unknown actor"
 )

@@ -195,6 +195,7 @@ func (o *owner) tryPlan(ctx context.Context, p *plan, batch []*job) (stale bool,
 			p.push.Commits = append(p.push.Commits, c)
 			p.push.New = c.Commit.ID
 		}
+		p.push.For = append(p.push.For, gitrepo.Pusher{Project: j.change.project, Promotion: j.change.promotion, Alias: j.alias})
 		p.jobs = append(p.jobs, j)
 		p.commits = append(p.commits, p.push.New)
 		p.paths = append(p.paths, paths)
