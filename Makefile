@@ -13,6 +13,11 @@ help: ## list the targets
 build: ## build bin/stepd, and bin/stepd-helm for the Helm steps
 	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/stepd ./cmd/stepd-helm # static: a fifth less memory, and no libc
 
+.PHONY: image
+image: ## the container image for amd64 and arm64 in bin/image, as an OCI layout; needs no container engine
+	rm -rf bin/image
+	go run -C image . -output ../bin/image
+
 .PHONY: demo
 demo: ## sign, verify, promote two regions at once, and see four attacks refused; all on loopback
 	@bash e2e/demo.sh
@@ -26,9 +31,11 @@ check: build ## what must hold before anything lands: format, vet, lint, fresh g
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "run gofmt -w on these"; exit 1; }
 	go vet ./...
 	cd e2e && go vet ./...
+	cd image && go vet ./...
 	go run $(GOLANGCI_LINT) run ./...
 	go mod tidy -diff
 	cd e2e && go mod tidy -diff
+	cd image && go mod tidy -diff
 	@bash scripts/check-generated.sh
 	@bash scripts/check-golden.sh
 	@bash scripts/check-vulnerabilities.sh $(GOVULNCHECK)
