@@ -31,6 +31,7 @@ import (
 
 	"github.com/oklog/ulid/v2"
 
+	"github.com/stepd/stepd/e2e/tools"
 	"github.com/stepd/stepd/internal/gitrepo"
 	"github.com/stepd/stepd/internal/gitrepo/gittest"
 	"github.com/stepd/stepd/steps"
@@ -87,18 +88,12 @@ func run(runs int, sizes []string, contention bool) error {
 		return err
 	}
 	defer server.Close()
-	b := &bench{server: server, scratch: scratch, stepd: filepath.Join(scratch, "stepd")}
+	b := &bench{server: server, scratch: scratch}
 	if b.self, err = os.Executable(); err != nil {
 		return err
 	}
-	module, err := exec.CommandContext(context.Background(), "go", "list", "-m", "-f", "{{.Dir}}", "github.com/stepd/stepd").Output()
-	if err != nil {
-		return fmt.Errorf("cannot find the stepd module; run this in e2e: %w", err)
-	}
-	build := exec.CommandContext(context.Background(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", b.stepd, "./cmd/stepd")
-	build.Dir = strings.TrimSpace(string(module))
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("cannot build stepd: %w: %s", err, out)
+	if b.stepd, err = tools.Stepd(context.Background(), scratch); err != nil {
+		return err
 	}
 	for _, size := range sizes {
 		d, f, ok := strings.Cut(size, "x")
