@@ -1,6 +1,10 @@
 package expr
 
-import "reflect"
+import (
+	"reflect"
+
+	"github.com/expr-lang/expr/parser"
+)
 
 // Check compiles an expression, without its delimiters, exactly as evaluating
 // it would, and returns its static type; nil where only a run can tell. inStep
@@ -20,4 +24,11 @@ func (e *Evaluator) Check(code string, inStep bool) (reflect.Type, error) {
 		return nil, nil
 	}
 	return t, nil
+}
+
+// Parses tells whether code, without its delimiters, is an expression at all.
+// What it calls need not exist: another version of Kargo may have it.
+func Parses(code string) bool {
+	_, err := parser.Parse(code)
+	return err == nil
 }

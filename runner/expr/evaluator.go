@@ -131,12 +131,21 @@ func (e *Evaluator) Config(ctx context.Context, s *Scope, config json.RawMessage
 	if err != nil {
 		return nil, err
 	}
-	text, err := json.Marshal(out)
+	return Decode(out.(map[string]any))
+}
+
+// Decode is the last step of evaluating a config: its values are JSON types,
+// out of templates that Type has typed, and become what a step is given. Whole
+// numbers are int. A number that is not finite is an error, since JSON has none.
+//
+// Kargo decodes the evaluated JSON as YAML, and so must we: it decides which
+// numbers are int, and it refuses some characters that JSON allows, which is
+// an UnreadableConfigError.
+func Decode(evaluated map[string]any) (map[string]any, error) {
+	text, err := json.Marshal(evaluated)
 	if err != nil {
 		return nil, err
 	}
-	// Kargo decodes the result as YAML, and so must we: it decides which
-	// numbers are int, and it refuses some characters that JSON allows.
 	var m map[string]any
 	if err := yaml.Unmarshal(text, &m); err != nil {
 		return nil, &UnreadableConfigError{Err: err}
