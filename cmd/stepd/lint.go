@@ -53,7 +53,7 @@ func newLintCommand(a *app) *cobra.Command {
 			return &exitError{code: exitFailed, err: fmt.Errorf("cannot write the findings: %w", err)}
 		}
 		errorCount, warnings := count(findings)
-		a.statusf("%d documents, %d errors, %d warnings", len(set.Documents), errorCount, warnings)
+		a.statusf("%d documents, %d errors, %d warnings", len(set.Documents)+len(set.Partial), errorCount, warnings)
 		if errorCount > 0 || *strict && warnings > 0 {
 			return &exitError{code: exitUsage}
 		}

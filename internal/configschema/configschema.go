@@ -42,6 +42,12 @@ type Violation struct {
 	// Hint names what may have been meant, for example `did you mean
 	// "desiredRevision"?`; empty when nothing is near.
 	Hint string
+	// Combination is set for a violation of allOf, anyOf, oneOf or not as such;
+	// what the nearest alternative refuses follows.
+	Combination bool
+	// Choice names the properties of which one has to be given, separated by
+	// ", ", where each alternative of a combination wants another one.
+	Choice string
 }
 
 // Sibling is another schema document that a schema may refer to by name.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/big"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -74,6 +75,8 @@ func (f flattener) flatten(e *jsonschema.ValidationError) (out []located) {
 				Property: property,
 				Message:  field + ": " + text,
 				Hint:     hint,
+
+				Combination: rank == rankCombination,
 			},
 			path: append([]string(nil), path...),
 			rank: rank,
@@ -156,9 +159,11 @@ func (f flattener) flatten(e *jsonschema.ValidationError) (out []located) {
 		out = append(out, f.all(e.Causes)...)
 	case *kind.AnyOf:
 		add(rankCombination, "", "Must validate at least one schema (anyOf)", "")
+		out[0].Choice = choice(e.Causes, path)
 		out = append(out, f.nearest(e.Causes)...)
 	case *kind.OneOf:
 		add(rankCombination, "", "Must validate one and only one schema (oneOf)", "")
+		out[0].Choice = choice(e.Causes, path)
 		out = append(out, f.nearest(e.Causes)...)
 	case *kind.Schema, *kind.Group, *kind.Reference:
 		out = append(out, f.all(e.Causes)...)
@@ -184,6 +189,28 @@ func (f flattener) nearest(alternatives []*jsonschema.ValidationError) (out []lo
 		}
 	}
 	return out
+}
+
+// choice returns the properties that the alternatives miss in the value at path,
+// if each misses another one.
+func choice(alternatives []*jsonschema.ValidationError, path []string) string {
+	var names []string
+	for _, a := range alternatives {
+		missing := ""
+		for _, e := range append([]*jsonschema.ValidationError{a}, a.Causes...) {
+			if k, ok := e.ErrorKind.(*kind.Required); ok && len(e.InstanceLocation) == len(path) && len(k.Missing) == 1 {
+				missing = k.Missing[0]
+			}
+		}
+		if missing == "" || slices.Contains(names, missing) {
+			return ""
+		}
+		names = append(names, missing)
+	}
+	if len(names) < 2 {
+		return ""
+	}
+	return strings.Join(names, ", ")
 }
 
 // typeOf tells integers from other numbers, as gojsonschema does.

@@ -3,6 +3,7 @@ package lint
 import (
 	"encoding/json"
 	"reflect"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -43,12 +44,41 @@ func (c *docLinter) config(step *kargoapi.PromotionStep, at string, s *scope) {
 	if schema == nil {
 		return
 	}
+	var violations []configschema.Violation
 	for _, v := range schema.Validate(checked) {
-		if w.undecided(v) {
-			continue
+		if !w.undecided(v) {
+			violations = append(violations, v)
 		}
+	}
+	for _, v := range telling(violations) {
 		c.violation(step.Uses, v, at)
 	}
+	c.expressions(step.Uses, config, at)
+	c.keys(step.Uses, config, at)
+	c.signers(step.Uses, config, at)
+}
+
+// telling leaves out what only repeats another violation: that no alternative
+// holds where it is said what the nearest one lacks, and that one name of a
+// choice is missing where the choice is reported.
+func telling(violations []configschema.Violation) []configschema.Violation {
+	var out []configschema.Violation
+	for i, v := range violations {
+		repeats := slices.ContainsFunc(violations, func(o configschema.Violation) bool {
+			same := o.Pointer == v.Pointer
+			switch {
+			case v.Combination && v.Choice == "":
+				return same && (!o.Combination || o.Choice != "") || strings.HasPrefix(o.Pointer, v.Pointer+"/")
+			case !v.Combination && v.Property != "":
+				return same && slices.Contains(strings.Split(o.Choice, ", "), v.Property)
+			}
+			return false
+		})
+		if !repeats {
+			out = append(out, violations[i])
+		}
+	}
+	return out
 }
 
 // verified checks that the setting `verified` of our steps names a step that
@@ -136,6 +166,9 @@ func (c *docLinter) schema(kind string, text []byte) (*configschema.Schema, erro
 func (c *docLinter) violation(kind string, v configschema.Violation, at string) {
 	pointer := at + "/config" + v.Pointer
 	remedy := v.Hint
+	if v.Choice != "" {
+		remedy = "give one of " + v.Choice
+	}
 	if v.Property != "" {
 		child := pointer + load.Pointer(v.Property)
 		if c.doc.Find(child) != nil {
@@ -172,9 +205,14 @@ func renamed(kind, field string) (string, bool) {
 // unknownStep says what may have been meant, or where such a step exists
 // (compat.md 5).
 func (c *docLinter) unknownStep(kind string) string {
+	if expr.HasCode(kind) {
+		return "the kind of a step is never evaluated: write its name"
+	}
 	switch kind {
 	case "tar":
 		return "Kargo has it only after v1.11"
+	case "github-push":
+		return "Kargo v1.11 has it, stepd does not: use git-push, or atomic-commit"
 	case "helm-update-image":
 		return "Kargo removed it: use yaml-update on the values file"
 	case "git-overwrite":

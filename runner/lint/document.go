@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/stepd/stepd/internal/nearname"
+	"github.com/stepd/stepd/runner/expr"
 	"github.com/stepd/stepd/runner/kargoapi"
 	"github.com/stepd/stepd/runner/load"
 )
@@ -100,6 +101,9 @@ func taskSpec(d *load.Document) kargoapi.PromotionTaskSpec {
 // than their author may know.
 func (c *docLinter) alias(step *kargoapi.PromotionStep, at string) {
 	at += "/as"
+	if expr.HasCode(step.As) {
+		c.report(Warning, "unevaluated", at, "use a fixed alias", "aliases are never evaluated")
+	}
 	if namespace, _, ok := strings.Cut(step.As, "::"); ok {
 		c.report(Warning, "alias", at, "use another separator", "an alias with :: makes Kargo treat the step as part of task %q", namespace)
 	}

@@ -70,7 +70,10 @@ func (w *walker) freight(n *ast.CallNode, function string) {
 	remedy := ""
 	switch found := nearname.Nearest(want, names, 1); {
 	case len(found) > 0:
-		remedy = "did you mean " + found[0] + "? It is compared as text"
+		remedy = "did you mean " + found[0] + "?"
+		if typ != "git" {
+			remedy += " It is compared as text"
+		}
 	case len(names) > 0:
 		remedy = "there is " + strings.Join(names, ", ")
 	}

@@ -88,15 +88,16 @@ type Options struct {
 // Run checks all documents and returns what it found in reading order. errs is
 // the error load.Documents returned with the set.
 func Run(ctx context.Context, set *load.Set, errs load.Errors, o Options) ([]Finding, error) {
-	l := &linter{set: set, Options: o, code: newCompiler(), schemas: map[string]*stepSchema{}}
+	l := &linter{set: set, Options: o, code: newCompiler(), schemas: map[string]*stepSchema{}, objects: map[objectKey]*load.Document{}}
 	for _, e := range errs {
 		l.add(Finding{Position: e.Position, Severity: Error, Rule: "document", Message: e.Message, Remedy: e.Remedy, Pointer: e.Pointer})
 	}
 	for _, w := range set.Warnings {
 		l.add(Finding{Position: w.Position, Severity: Warning, Rule: "document", Message: w.Message})
 	}
+	l.documents = append(append(l.documents, set.Documents...), set.Partial...)
 	l.index()
-	for _, d := range set.Documents {
+	for _, d := range l.documents {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
@@ -107,12 +108,16 @@ func Run(ctx context.Context, set *load.Set, errs load.Errors, o Options) ([]Fin
 
 type linter struct {
 	Options
-	set     *load.Set
-	code    *compiler
-	schemas map[string]*stepSchema
+	set *load.Set
+	// documents are those of the set, partial ones included.
+	documents []*load.Document
+	code      *compiler
+	schemas   map[string]*stepSchema
 	// tasks finds tasks by kind and name; there are several of a name where the
 	// documents of more than one project, or file, are checked together.
 	tasks map[taskKey][]*load.Document
+	// objects are the first documents of their name in a file.
+	objects map[objectKey]*load.Document
 	// stages are those with a promotion template.
 	stages   []*load.Document
 	findings []Finding
@@ -120,6 +125,8 @@ type linter struct {
 }
 
 type taskKey struct{ kind, namespace, name string }
+
+type objectKey struct{ file, apiVersion, kind, namespace, name string }
 
 func (l *linter) add(f Finding) {
 	if l.seen == nil {
@@ -134,7 +141,7 @@ func (l *linter) add(f Finding) {
 // sorted orders findings by file in the order the files were read, then place.
 func (l *linter) sorted() []Finding {
 	order := map[string]int{}
-	for _, d := range l.set.Documents {
+	for _, d := range l.documents {
 		if _, ok := order[d.File]; !ok {
 			order[d.File] = len(order)
 		}
@@ -162,7 +169,7 @@ func (l *linter) sorted() []Finding {
 
 func (l *linter) index() {
 	l.tasks = map[taskKey][]*load.Document{}
-	for _, d := range l.set.Documents {
+	for _, d := range l.documents {
 		switch o := d.Object.(type) {
 		case *kargoapi.Stage:
 			if o.Spec.PromotionTemplate != nil {
@@ -201,10 +208,11 @@ func (l *linter) task(from *load.Document, ref *kargoapi.PromotionTaskReference)
 
 // document checks one document of a kind that has steps.
 func (l *linter) document(d *load.Document) {
-	c := &docLinter{linter: l, doc: d}
+	c := &docLinter{linter: l, doc: d, unread: newUnread(d.Unread)}
 	for _, e := range runner.Admit(d) {
 		c.reportAt(Error, "admission", e.Position, e.Pointer, e.Remedy, "%s", e.Message)
 	}
+	c.resource()
 	switch o := d.Object.(type) {
 	case *kargoapi.PromotionTask:
 		c.taskDocument(o.Spec)
@@ -212,17 +220,14 @@ func (l *linter) document(d *load.Document) {
 		c.taskDocument(o.Spec)
 	case *kargoapi.Stage:
 		c.stageDocument(o)
-	case *kargoapi.Warehouse:
-		if _, err := o.ParseSubscriptions(); err != nil {
-			c.report(Error, "admission", "/spec/subscriptions", "", "%v", err)
-		}
 	}
 }
 
 // docLinter checks one document.
 type docLinter struct {
 	*linter
-	doc *load.Document
+	doc    *load.Document
+	unread unread
 }
 
 // report adds a finding about the value at a pointer, at its key.
@@ -231,6 +236,9 @@ func (c *docLinter) report(sev Severity, rule, pointer, remedy, format string, a
 }
 
 func (c *docLinter) reportAt(sev Severity, rule string, at load.Position, pointer, remedy, format string, args ...any) {
+	if c.unread.explains(rule, pointer) {
+		return
+	}
 	c.add(Finding{
 		Position: at, Severity: sev, Rule: rule, Message: fmt.Sprintf(format, args...), Remedy: remedy,
 		Document: c.doc.Kind + "/" + c.doc.Name, Pointer: pointer,

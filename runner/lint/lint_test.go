@@ -309,7 +309,128 @@ func TestFindings(t *testing.T) {
 		"Warehouse": {
 			reason: "a subscription is of one type",
 			text:   "apiVersion: kargo.akuity.io/v1alpha1\nkind: Warehouse\nmetadata: {name: w}\nspec:\n  subscriptions: [{image: {repoURL: a}, git: {repoURL: b}}]\n",
-			want:   []string{"5:3 error admission: exactly one top-level key"},
+			want:   []string{"5:19 error admission: exactly one key"},
+		},
+		"Context": {
+			reason: "names of ctx are known at every level",
+			text:   task("", "  - uses: compose-output\n    config: {a: \"${{ ctx.meta.step.alas }}\", b: \"${{ ctx.targetFreight.nme.x }}\", c: \"${{ ctx.meta.promotion.actor }}\"}\n"),
+			want:   []string{"8:36 error unknown-variable: did you mean alias", "8:72 error unknown-variable: ctx.targetFreight has no nme"},
+		},
+		"Fields": {
+			reason: "an artifact's fields have Go's names",
+			text:   task("", "  - uses: compose-output\n    config: {a: \"v${{ imageFrom('r').tag }}\"}\n"),
+			want:   []string{"8:38 error expression: write .Tag"},
+		},
+		"RawExpressions": {
+			reason: "settings that are expressions without delimiters",
+			text: task("", `  - uses: http
+    config:
+      url: https://h
+      successExpression: response.status = 200
+      failureExpression: len(response.body)
+      errorExpression: response.bdy.message + respnse.x
+      outputs:
+      - {name: a, fromExpression: "quote(response.header('x'))"}
+      - {name: b, fromExpression: "let x = response.body; x.b + string(response.status)"}
+  - uses: yaml-parse
+    config: {path: a, outputs: [{name: a, fromExpression: "image.tag + upr(x)"}, {name: b, fromExpression: "${{ 'image.tag' }}"}]}
+`),
+			want: []string{
+				"10:42 error expression: cannot compile", "11:26 error condition: this must yield a bool",
+				"12:33 error unknown-variable: did you mean body", "12:47 error unknown-variable: respnse",
+				"14:36 error expression: not available here",
+				"17:72 error expression: no function upr",
+			},
+		},
+		"Keys": {
+			reason: "keys are split now",
+			text:   task("", "  - uses: yaml-update\n    config: {path: a, updates: [{key: a..b, value: 1}, {key: 'a\\.b.0', value: 1}]}\n"),
+			want:   []string{`8:34 error config: empty key part`},
+		},
+		"Signers": {
+			reason: "the verifier's own rules hold for what is literal",
+			text: task("{name: who}", `  - uses: oci-download-verified
+    config:
+      imageRef: h/a:b
+      outPath: o
+      verify:
+        identities:
+        - {issuer: i, subjectRegExp: ".*"}
+        - {issuer: i, subjectRegExp: "${{ vars.who }}"}
+        - {issuer: i}
+        keys: [{pem: none}]
+        attestations: [{predicateType: t, cel: "1 +"}]
+`),
+			want: []string{
+				"13:11 error config: matches arbitrary text", "15:11 error config: give one of subject, subjectRegExp",
+				"16:16 error config: keys.0", "17:24 error config: attestations.0",
+			},
+		},
+		"NoSigners": {
+			reason: "what is missing from a choice is named once",
+			text:   task("", "  - uses: oci-download-verified\n    config: {imageRef: h/a:b, outPath: o, verify: {}}\n"),
+			want:   []string{"8:43 error config: give one of identities, keys"},
+		},
+		"NeverEvaluated": {
+			reason: "kinds and aliases are fixed",
+			text:   task("{name: a}", "  - uses: ${{ vars.a }}\n  - {uses: compose-output, as: \"${{ vars.a }}\", config: {a: 1}}\n"),
+			want:   []string{"7:5 error unknown-step: never evaluated", "8:28 warning unevaluated: aliases are never"},
+		},
+		"PlaceInBlocks": {
+			reason: "the place is that in the file, whatever the style",
+			text: task("", `  - uses: compose-output
+    config:
+      a: |
+        one
+          two ${{ vars.b }} ${{ vars.c }}
+      b: >-
+        folded
+        ${{ vars.b }}
+      c: "a\tb ${{ vars.c }}"
+      d: 'it''s ${{ vars.d }}'
+      e: plain
+        ${{ vars.e }}
+`),
+			want: []string{
+				"11:24 warning unknown-variable: vars.b", "11:38 warning unknown-variable: vars.c", "14:18 warning unknown-variable",
+				"15:25 warning unknown-variable", "16:26 warning unknown-variable", "18:18 warning unknown-variable",
+			},
+		},
+		"Comment": {
+			reason: "a # after a space ends a plain value",
+			text:   task("{name: l}", "  - uses: compose-output\n    config:\n      a: ${{ map(vars.l, # + 1) }}\n"),
+			want:   []string{"9:10 error expression: a comment begins at the #"},
+		},
+		"ClosedEarly": {
+			reason: "a mapping's braces end an expression",
+			text:   task("", "  - uses: compose-output\n    config: {a: \"${{ {'a': {'b': 1}}.a }}\"}\n"),
+			want:   []string{"8:34 error expression: can hold }}"},
+		},
+		"Resources": {
+			reason: "rules of the CRDs that no promotion depends on",
+			text: "apiVersion: kargo.akuity.io/v1alpha1\nkind: Warehouse\nmetadata: {name: W_1}\nspec:\n  freightCreationPolicy: Auto\n  subscriptions:\n" +
+				"  - image: {repoURL: 'h:5000/a/b:v1', imageSelectionStrategy: Semver}\n  - git: {}\n  - chart: {repoURL: oci://h/c, name: c}\n  - cfg: {name: k}\n  - cfg: {name: k}\n---\n" +
+				"apiVersion: kargo.akuity.io/v1alpha1\nkind: Promotion\nmetadata: {name: p}\nspec: {stage: s, freight: f, origin: {kind: Warehouse, name: w}}\n---\n" +
+				"apiVersion: kargo.akuity.io/v1alpha1\nkind: Promotion\nmetadata: {name: p}\nspec: {stage: s, freight: f}\n",
+			want: []string{
+				"3:12 error admission: not a resource name", "5:3 error admission: did you mean Automatic",
+				"7:13 error admission: no tag or digest", "7:39 error admission: did you mean SemVer",
+				"8:5 error admission: repoURL is required", "9:33 error admission: OCI", "11:11 error admission: another subscription",
+				"16:30 error admission: exactly one", "20:12 warning document: in line 13",
+			},
+		},
+		"Partial": {
+			reason: "what cannot be read does not hide the rest, nor is it reported twice",
+			text: task("{nme: a}, {name: b, value: 1}", `  - {use: copy, as: x}
+  - {uses: copy, retry: {attempts: 3}, config: {inPath: a}}
+  - {uses: compose-output, config: {a: "${{ vars.a }} ${{ task.outputs.y }} ${{ nosuch() }}"}}
+  - [copy]
+`),
+			want: []string{
+				"5:11 error document: unknown field", "5:30 error document: must be a string",
+				"7:6 error document: did you mean \"uses\"", "8:26 error document: unknown field", "8:40 error config: outPath is required",
+				"9:81 error expression: no function nosuch", "10:5 error document: must be an object",
+			},
 		},
 		"Unverified": {
 			reason: "what was verified has to be verified before",

@@ -6,15 +6,11 @@ import (
 	"reflect"
 	"slices"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/expr-lang/expr/ast"
 	"github.com/expr-lang/expr/file"
 	"github.com/expr-lang/expr/parser"
-	"go.yaml.in/yaml/v3"
-
 	"github.com/stepd/stepd/runner/expr"
-	"github.com/stepd/stepd/runner/load"
 )
 
 // place is where a template is written, which decides what it can see
@@ -81,13 +77,17 @@ func (c *compiler) compile(text string, status bool) code {
 func (c *docLinter) template(text, at string, s *scope, where place) origin {
 	if !expr.HasCode(text) {
 		if i := strings.Index(text, "{{"); i >= 0 && strings.Contains(text[i:], "}}") && looksLikeKargo(text[i:]) {
-			c.reportAt(Warning, "unevaluated", c.inside(at, text, i), at, "write ${{ … }}", "{{ … }} is plain text for Kargo")
+			c.reportAt(Warning, "unevaluated", c.doc.TextPosition(at, i), at, "write ${{ … }}", "{{ … }} is plain text for Kargo")
 		}
 		return origin{}
 	}
 	pieces, err := expr.Scan(text)
 	if err != nil {
-		c.reportAt(Error, "expression", c.doc.ValuePosition(at), at, "close it; an expression ends at the first closing delimiter, also inside quotes", "%v", err)
+		remedy := "close it; an expression ends at the first closing delimiter, also inside quotes"
+		if n := c.doc.Find(at); n != nil && n.LineComment != "" {
+			remedy = "put the value in quotes: to YAML, a comment begins at the #"
+		}
+		c.reportAt(Error, "expression", c.doc.ValuePosition(at), at, remedy, "%v", err)
 		return origin{}
 	}
 	c.emptyExpression(text, at)
@@ -97,7 +97,7 @@ func (c *docLinter) template(text, at string, s *scope, where place) origin {
 		if !p.Code {
 			continue
 		}
-		out := c.compiled(p, text, at, where)
+		out := c.compiled(p, at, where)
 		if out.tree == nil {
 			continue
 		}
@@ -139,27 +139,66 @@ func looksLikeKargo(text string) bool {
 func (c *docLinter) emptyExpression(text, at string) {
 	for _, empty := range []string{"${{}}", "${%%}"} {
 		if i := strings.Index(text, empty); i >= 0 {
-			c.reportAt(Warning, "empty-expression", c.inside(at, text, i), at, "remove it",
+			c.reportAt(Warning, "empty-expression", c.doc.TextPosition(at, i), at, "remove it",
 				"an empty expression ends evaluation: all text after it stays as it is")
 		}
 	}
 }
 
 // compiled compiles a piece and reports what is wrong with it.
-func (c *docLinter) compiled(p expr.Piece, text, at string, where place) code {
+func (c *docLinter) compiled(p expr.Piece, at string, where place) code {
 	out := c.code.compile(p.Text, where.statusFunctions())
 	if out.err == nil {
 		return out
 	}
-	remedy := ""
+	var remedy string
 	switch {
 	case strings.TrimSpace(p.Text) == "":
 		remedy = "remove it"
-	case strings.Count(p.Text, "'")%2 == 1 || strings.Count(p.Text, `"`)%2 == 1:
+	case strings.Count(p.Text, "'")%2 == 1, strings.Count(p.Text, `"`)%2 == 1, strings.Count(p.Text, "{") > strings.Count(p.Text, "}"):
 		remedy = "an expression ends at the first }}, also inside quotes; ${% … %} can hold }}"
+	default:
+		remedy = fieldRemedy(p.Text)
 	}
-	c.reportAt(Error, "expression", c.inside(at, text, p.Offset+byteOffset(p.Text, out.err.From)), at, remedy, "cannot compile the expression: %s", strings.TrimSpace(out.err.Message))
+	c.reportAt(Error, "expression", c.doc.TextPosition(at, p.Offset+byteOffset(p.Text, out.err.From)), at, remedy, "cannot compile the expression: %s", strings.TrimSpace(out.err.Message))
 	return out
+}
+
+// fieldRemedy names the field that is meant where an artifact has none of the
+// name.
+func fieldRemedy(text string) string {
+	tree, err := parser.Parse(text)
+	if err != nil {
+		return ""
+	}
+	remedy := ""
+	ast.Walk(&tree.Node, visitor(func(n ast.Node) {
+		m, ok := n.(*ast.MemberNode)
+		if !ok {
+			return
+		}
+		fields := artifactFields[callee(unchain(m.Node))]
+		name := property(m)
+		if len(fields) == 0 || name == "" || contains(fields, name) {
+			return
+		}
+		remedy = "it has " + strings.Join(fields, ", ")
+		for _, f := range fields {
+			if strings.EqualFold(f, name) {
+				remedy = "write ." + f
+			}
+		}
+	}))
+	return remedy
+}
+
+// artifactFields are the names an artifact's fields have in expressions
+// (compat.md 1.6).
+var artifactFields = map[string][]string{ //nolint:gochecknoglobals // constant table
+	"imageFrom":    {"RepoURL", "Tag", "Digest", "Annotations"},
+	"commitFrom":   {"RepoURL", "ID", "Branch", "Tag", "Message", "Author", "Committer"},
+	"chartFrom":    {"RepoURL", "Name", "Version"},
+	"artifactFrom": {"ArtifactType", "SubscriptionName", "Version", "Metadata"},
 }
 
 // byteOffset turns an offset in runes, as expr counts, into one in bytes.
@@ -266,30 +305,4 @@ func kindName(t reflect.Type) string {
 		return "an object"
 	}
 	return fmt.Sprintf("a %s", t)
-}
-
-// inside returns the position of a byte of a scalar's text. Where the text is
-// not written as it reads (escapes, folding) it is the scalar's own.
-func (c *docLinter) inside(pointer, text string, offset int) load.Position {
-	pos := c.doc.ValuePosition(pointer)
-	node := c.doc.Find(pointer)
-	if node == nil || node.Kind != yaml.ScalarNode || pos.Line == 0 {
-		return pos
-	}
-	before := text[:min(offset, len(text))]
-	lines := strings.Count(before, "\n")
-	switch {
-	case node.Style&yaml.LiteralStyle != 0:
-		// The indentation of the block is not recorded.
-		return load.Position{File: pos.File, Line: pos.Line + 1 + lines}
-	case lines > 0 || node.Style&yaml.FoldedStyle != 0 || strings.Contains(node.Value, "\n"):
-		return pos
-	case node.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle) != 0:
-		if strings.ContainsAny(before, `'"\`) {
-			return pos
-		}
-		pos.Column++
-	}
-	pos.Column += utf8.RuneCountInString(before)
-	return pos
 }

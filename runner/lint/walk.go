@@ -32,7 +32,7 @@ func (w *walker) report(n ast.Node, sev Severity, rule, remedy, format string, a
 	if rest := w.text[min(w.offset, len(w.text)):]; n != nil {
 		offset += byteOffset(rest, n.Location().From)
 	}
-	w.reportAt(sev, rule, w.inside(w.at, w.text, offset), w.at, remedy, format, args...)
+	w.reportAt(sev, rule, w.doc.TextPosition(w.at, offset), w.at, remedy, format, args...)
 }
 
 func (w *walker) walk(n ast.Node) {
@@ -275,8 +275,6 @@ func (w *walker) member(n *ast.MemberNode) {
 	case contains(w.locals, root):
 	case root == "vars" && name != "":
 		w.variable(n, name)
-	case root == "ctx" && name != "":
-		w.context(n, name)
 	case (root == "outputs" || root == "stepMetas") && name != "" && w.where != promotionVariable:
 		w.stepReferenceIf(n, root, name)
 	case root == "task" && name != "" && name != "outputs" && w.scope.kind == inTask:
@@ -284,6 +282,7 @@ func (w *walker) member(n *ast.MemberNode) {
 	case isTaskOutputs(n.Node) && name != "" && w.scope.kind == inTask:
 		w.stepReferenceIf(n, "task.outputs", name)
 	}
+	w.context(n)
 	w.structMember(n, name)
 	if n.Optional {
 		w.optional++
@@ -384,19 +383,47 @@ func gives(vars []kargoapi.Variable, name string) bool {
 	return false
 }
 
-// contextTree is what ctx holds (compat.md 3.6).
-var contextTree = map[string]map[string]bool{ //nolint:gochecknoglobals // constant table
+// contextTree is what ctx holds (compat.md 3.6). What has no names below is text
+// or a bool.
+type contextTree map[string]contextTree
+
+var contextFields = contextTree{ //nolint:gochecknoglobals // constant table
 	"uiBaseUrl": nil, "project": nil, "stage": nil, "promotion": nil,
-	"targetFreight": {"name": true, "alias": true, "origin": true},
-	"meta":          {"promotion": true, "step": true},
+	"targetFreight": {"name": nil, "alias": nil, "origin": {"name": nil}},
+	"meta":          {"promotion": {"actor": nil, "rollback": nil}, "step": {"alias": nil}},
 }
 
-func (w *walker) context(n *ast.MemberNode, name string) {
-	if _, ok := contextTree[name]; ok {
+// context checks the last name of ctx.….
+func (w *walker) context(n *ast.MemberNode) {
+	var path []string
+	for x := ast.Node(n); ; {
+		m, ok := unchain(x).(*ast.MemberNode)
+		if !ok {
+			if identifierName(x) != "ctx" || contains(w.locals, "ctx") {
+				return
+			}
+			break
+		}
+		name := property(m)
+		if name == "" {
+			return
+		}
+		path = append([]string{name}, path...)
+		x = m.Node
+	}
+	tree, what := contextFields, "ctx"
+	for _, name := range path[:len(path)-1] {
+		if tree = tree[name]; tree == nil {
+			return // reported for the shorter path, or text
+		}
+		what += "." + name
+	}
+	name := path[len(path)-1]
+	if _, ok := tree[name]; ok {
 		return
 	}
-	names := make([]string, 0, len(contextTree))
-	for k := range contextTree {
+	names := make([]string, 0, len(tree))
+	for k := range tree {
 		names = append(names, k)
 	}
 	sort.Strings(names)
@@ -404,7 +431,7 @@ func (w *walker) context(n *ast.MemberNode, name string) {
 	if remedy == "" {
 		remedy = "it has " + strings.Join(names, ", ")
 	}
-	w.report(n, Error, "unknown-variable", remedy, "ctx has no %s: it is null", name)
+	w.report(n, Error, "unknown-variable", remedy, "%s has no %s: it is null", what, name)
 }
 
 func (w *walker) stepReferenceIf(n ast.Node, holder, alias string) {

@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	yamlv2 "go.yaml.in/yaml/v2"
 	"go.yaml.in/yaml/v3"
@@ -22,7 +23,13 @@ const maxListDepth = 4
 // part decodes one document. It reports whether there was one: a part of
 // comments or a lone null is none.
 func (l *loader) part(file string, index int, p part) bool {
+	node := parseNode(p)
 	text, err := k8syaml.YAMLToJSONStrict(p.text)
+	if err != nil && node != nil && len(duplicateKeys(node)) == 0 {
+		// The strict reader also refuses a key beside the merge key that it
+		// overrides, which Kubernetes accepts.
+		text, err = k8syaml.YAMLToJSON(p.text)
+	}
 	if err != nil {
 		if l.found {
 			l.set.Warnings = append(l.set.Warnings, Warning{
@@ -30,14 +37,13 @@ func (l *loader) part(file string, index int, p part) bool {
 			})
 			return true
 		}
-		l.syntax(file, p, err)
+		l.syntax(file, p, node, err)
 		return true
 	}
-	node := parseNode(p)
 	if string(text) == "null" {
 		return false
 	}
-	d := &Document{File: file, Index: index, Line: p.line + 1, Node: node, JSON: text}
+	d := &Document{File: file, Index: index, Line: p.line + 1, Node: node, JSON: text, source: p}
 	if node != nil {
 		d.Line = node.Line
 	}
@@ -80,7 +86,10 @@ func (l *loader) document(d *Document, depth int) {
 				Position: d.Position(p.pointer), Pointer: p.pointer,
 				Message: fmt.Sprintf("%s: %s", dotted(p.pointer), p.message), Remedy: p.remedy,
 			})
+			d.Unread = append(d.Unread, p.pointer)
+			value = without(value, splitPointer(p.pointer))
 		}
+		l.partial(d, value, obj)
 		return
 	}
 	if err := json.Unmarshal(d.JSON, obj); err != nil {
@@ -91,6 +100,41 @@ func (l *loader) document(d *Document, depth int) {
 	}
 	d.Object = obj
 	l.set.Documents = append(l.set.Documents, d)
+}
+
+// partial adds a document without what cannot be read of it to those that are
+// only good to look at.
+func (l *loader) partial(d *Document, value any, obj kargoapi.Object) {
+	text, err := json.Marshal(value)
+	if err == nil {
+		err = json.Unmarshal(text, obj)
+	}
+	if err != nil {
+		return // its problems are reported already
+	}
+	d.Object, d.JSON = obj, text
+	l.set.Partial = append(l.set.Partial, d)
+}
+
+// without returns a JSON value without what is at a path. The items of a list
+// keep their places: null stands for one that is gone.
+func without(v any, path []string) any {
+	if len(path) == 0 {
+		return nil
+	}
+	switch v := v.(type) {
+	case map[string]any:
+		if child, ok := v[path[0]]; ok && len(path) > 1 {
+			v[path[0]] = without(child, path[1:])
+		} else {
+			delete(v, path[0])
+		}
+	case []any:
+		if i, err := strconv.Atoi(path[0]); err == nil && i >= 0 && i < len(v) {
+			v[i] = without(v[i], path[1:])
+		}
+	}
+	return v
 }
 
 // isList tells whether d is a Kubernetes list, as `kubectl get -o yaml` prints.
@@ -106,7 +150,7 @@ func (l *loader) list(d *Document, items []any, depth int) {
 			l.errs = append(l.errs, &Error{Position: d.Position(""), Message: err.Error(), Err: err})
 			return
 		}
-		sub := &Document{File: d.File, Index: d.Index, Line: d.Line, JSON: text}
+		sub := &Document{File: d.File, Index: d.Index, Line: d.Line, JSON: text, source: d.source}
 		if node := d.Find(Pointer("items", i)); node != nil {
 			sub.Node, sub.Line = node, node.Line
 		}
@@ -154,22 +198,123 @@ func shift(n *yaml.Node, by int, done map[*yaml.Node]bool) {
 // way than in its text.
 var lineInText = regexp.MustCompile(`^(?:yaml: )?line (\d+): (.*)$`)
 
-// syntax reports a YAML error with lines counted in the file.
-func (l *loader) syntax(file string, p part, err error) {
+// syntax reports a YAML error with lines counted in the file. node is what the
+// other YAML reader made of the text, or nil.
+func (l *loader) syntax(file string, p part, node *yaml.Node, err error) {
+	report := func(pos Position, remedy, message string) {
+		pos.File = file
+		l.errs = append(l.errs, &Error{Position: pos, Message: "not valid YAML: " + message, Remedy: remedy, Err: err})
+	}
+	if i := invalidUTF8(p.text); i >= 0 {
+		line := bytes.LastIndexByte(p.text[:i], '\n') + 1
+		report(Position{Line: p.line + 1 + bytes.Count(p.text[:i], []byte("\n")), Column: utf8.RuneCount(p.text[line:i]) + 1}, "", "a byte that is no UTF-8")
+		return
+	}
+	if node != nil {
+		keys, message, remedy := compoundKeys(node), "a mapping or a list cannot be a key", `put the value in quotes; an expression is written "${{ … }}"`
+		if len(keys) == 0 {
+			keys, message, remedy = duplicateKeys(node), "", ""
+		}
+		for _, k := range keys {
+			text := message
+			if text == "" {
+				text = fmt.Sprintf("key %q already set in map", k.Value)
+			}
+			report(Position{Line: k.Line, Column: k.Column}, remedy, text)
+		}
+		if len(keys) > 0 {
+			return
+		}
+	}
 	messages := []string{strings.TrimPrefix(err.Error(), "error converting YAML to JSON: ")}
 	if te, ok := errors.AsType[*yamlv2.TypeError](err); ok {
 		messages = te.Errors
 	}
 	for _, msg := range messages {
-		e := &Error{Position: Position{File: file, Line: p.line + 1}, Message: "not valid YAML: " + msg, Err: err}
+		msg = strings.TrimPrefix(msg, "yaml: ")
+		pos, remedy := Position{Line: p.line + 1}, ""
 		if m := lineInText.FindStringSubmatch(msg); m != nil {
 			n, _ := strconv.Atoi(m[1])
 			n = min(n, bytes.Count(p.text, []byte("\n"))+1) // the parser may count past the end
-			e.Line, e.Message = p.line+n, "not valid YAML: "+m[2]
-		} else {
-			e.Message = "not valid YAML: " + strings.TrimPrefix(msg, "yaml: ")
+			pos.Line, msg = p.line+n, m[2]
+			if column := tabColumn(p.text, n); column > 0 {
+				pos.Column, remedy = column, "indent with spaces: YAML takes no tabs"
+			}
 		}
-		l.errs = append(l.errs, e)
+		report(pos, remedy, msg)
+	}
+}
+
+// invalidUTF8 returns where the first byte is that is no UTF-8, or -1. Text in
+// UTF-16, which YAML allows, is left to the parser.
+func invalidUTF8(text []byte) int {
+	if bytes.HasPrefix(text, []byte("\xff\xfe")) || bytes.HasPrefix(text, []byte("\xfe\xff")) {
+		return -1
+	}
+	for i := 0; i < len(text); {
+		r, size := utf8.DecodeRune(text[i:])
+		if r == utf8.RuneError && size == 1 {
+			return i
+		}
+		i += size
+	}
+	return -1
+}
+
+// tabColumn returns the column of a tab in the indentation of a line (from 1),
+// or 0.
+func tabColumn(text []byte, line int) int {
+	lines := bytes.SplitN(text, []byte("\n"), line+1)
+	if line > len(lines) {
+		return 0
+	}
+	l := lines[line-1]
+	indentation := l[:len(l)-len(bytes.TrimLeft(l, " \t"))]
+	return bytes.IndexByte(indentation, '\t') + 1
+}
+
+// compoundKeys returns the keys that are no scalars, which JSON does not have.
+// Most are what {{ … }} without quotes is to YAML.
+func compoundKeys(n *yaml.Node) []*yaml.Node {
+	var found []*yaml.Node
+	everyMapping(n, func(m *yaml.Node) {
+		for i := 0; i+1 < len(m.Content); i += 2 {
+			if k := m.Content[i]; k.Kind == yaml.MappingNode || k.Kind == yaml.SequenceNode {
+				found = append(found, k)
+			}
+		}
+	})
+	return found
+}
+
+// duplicateKeys returns the keys that their mapping has already.
+func duplicateKeys(n *yaml.Node) []*yaml.Node {
+	var found []*yaml.Node
+	everyMapping(n, func(m *yaml.Node) {
+		seen := make(map[string]bool, len(m.Content)/2)
+		for i := 0; i+1 < len(m.Content); i += 2 {
+			k := m.Content[i]
+			if k.Kind != yaml.ScalarNode {
+				continue
+			}
+			if text := keyText(k); seen[text] {
+				found = append(found, k)
+			} else {
+				seen[text] = true
+			}
+		}
+	})
+	return found
+}
+
+// everyMapping calls f for the mappings of a document as it is written: what an
+// alias stands for is not visited again.
+func everyMapping(n *yaml.Node, f func(*yaml.Node)) {
+	if n.Kind == yaml.MappingNode {
+		f(n)
+	}
+	for _, c := range n.Content {
+		everyMapping(c, f)
 	}
 }
 

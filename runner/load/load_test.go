@@ -116,7 +116,10 @@ func TestStrict(t *testing.T) {
 		{"a duration", head + "  - uses: copy\n    retry: {timeout: 5}\n", "f:7:13", "must be a string"},
 		{"a bad duration", head + "  - uses: copy\n    retry: {timeout: soon}\n", "f:7:13", "not a duration"},
 		{"a negative threshold", head + "  - uses: copy\n    retry: {errorThreshold: -1}\n", "f:7:13", "out of range"},
-		{"a duplicate key", head + "  - uses: copy\n    uses: move\n", "f:7", "already set"},
+		{"a duplicate key", head + "  - uses: copy\n    uses: move\n", "f:7:5", "already set"},
+		{"text in two braces without quotes", head + "  - uses: copy\n    config: {inPath: a, outPath: {{ vars.x }}}\n", "f:7:35", "put the value in quotes"},
+		{"a tab", head + "  - uses: copy\n\tas: x\n", "f:7:1", "indent with spaces"},
+		{"no UTF-8", head + "  - uses: \"é\xff\"\n", "f:6:13", "no UTF-8"},
 		{"not YAML", head + "  - uses: [\n", "f:6", "not valid YAML"},
 		{"not base64", "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\ndata: {k: '!'}\n", "f:4:8", "stringData"},
 		{"a bad time", "apiVersion: kargo.akuity.io/v1alpha1\nkind: Freight\norigin: {kind: Warehouse, name: w}\ndiscoveredAt: now\n", "f:4:1", "RFC 3339"},
@@ -135,6 +138,34 @@ func TestStrict(t *testing.T) {
 				t.Error("not a configuration error")
 			}
 		})
+	}
+}
+
+// TestMergeOverrides: Kubernetes accepts a key beside the merge key whose value
+// it overrides.
+func TestMergeOverrides(t *testing.T) {
+	set, err := load.Bytes("f", []byte("a: &a {k: 1, l: 2}\nb: {<<: *a, k: 3}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := string(set.Documents[0].JSON), `{"a":{"k":1,"l":2},"b":{"k":3,"l":2}}`; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
+// TestPartial: what can be read of a document is there to look at.
+func TestPartial(t *testing.T) {
+	set, err := load.Bytes("f", []byte("apiVersion: kargo.akuity.io/v1alpha1\nkind: PromotionTask\nmetadata: {name: t}\nspec:\n  vars: [1, {name: a}]\n  steps:\n  - uses: copy\n    conifg: {}\n"))
+	if len(load.AsErrors(err)) != 2 || len(set.Documents) != 0 || len(set.Partial) != 1 {
+		t.Fatalf("got %v, %d documents, %d partial ones; want two errors and a partial document", err, len(set.Documents), len(set.Partial))
+	}
+	d := set.Partial[0]
+	if diff := cmp.Diff([]string{"/spec/steps/0/conifg", "/spec/vars/0"}, d.Unread); diff != "" {
+		t.Errorf("unread (-want +got):\n%s", diff)
+	}
+	task, _ := load.As[*kargoapi.PromotionTask](d)
+	if task == nil || len(task.Spec.Vars) != 2 || task.Spec.Vars[1].Name != "a" || len(task.Spec.Steps) != 1 || task.Spec.Steps[0].Uses != "copy" {
+		t.Errorf("got %+v, want the items that can be read at their places", task)
 	}
 }
 

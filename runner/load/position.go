@@ -1,8 +1,10 @@
 package load
 
 import (
+	"bytes"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -25,6 +27,70 @@ func (d *Document) ValuePosition(pointer string) Position {
 		return Position{File: d.File, Line: d.Line}
 	}
 	return Position{File: d.File, Line: value.Line, Column: value.Column}
+}
+
+// TextPosition returns where a byte of a scalar's text is written. Where that
+// cannot be told it is the scalar's own position.
+func (d *Document) TextPosition(pointer string, offset int) Position {
+	pos := d.ValuePosition(pointer)
+	node := d.Find(pointer)
+	if node == nil || node.Kind != yaml.ScalarNode || pos.Line == 0 {
+		return pos
+	}
+	value := node.Value
+	offset = min(offset, len(value))
+	const rewritten = yaml.LiteralStyle | yaml.FoldedStyle | yaml.SingleQuotedStyle | yaml.DoubleQuotedStyle
+	if node.Style&rewritten == 0 && !strings.Contains(value, " ") {
+		pos.Column += utf8.RuneCountInString(value[:offset])
+		return pos
+	}
+	// Escapes, folding and indentation change the text between here and
+	// there: the word at the offset, or before it, is searched for, as often
+	// as it occurs before.
+	const separators = " \t\n'\"\\"
+	start := len(strings.TrimRight(value[:min(offset+1, len(value))], separators))
+	start = strings.LastIndexAny(value[:max(start-1, 0)], separators) + 1
+	word := value[start:]
+	if i := strings.IndexAny(word, separators); i >= 0 {
+		word = word[:i]
+	}
+	if word == "" {
+		return pos
+	}
+	text, line := d.source.from(pos)
+	found := pos
+	for range strings.Count(value[:start], word) + 1 {
+		i := bytes.Index(text, []byte(word))
+		if i < 0 {
+			return pos
+		}
+		line += bytes.Count(text[:i], []byte("\n"))
+		at := len(d.source.text) - len(text) + i
+		first := bytes.LastIndexByte(d.source.text[:at], '\n') + 1
+		found.Line, found.Column = line, utf8.RuneCount(d.source.text[first:at])+1
+		text = text[i+len(word):]
+	}
+	if between := value[min(start, offset):offset]; !strings.Contains(between, "\n") {
+		found.Column += utf8.RuneCountInString(between)
+	}
+	return found
+}
+
+// from returns the text from a position on, and the position's line.
+func (p part) from(pos Position) ([]byte, int) {
+	text := p.text
+	for range pos.Line - p.line - 1 {
+		i := bytes.IndexByte(text, '\n')
+		if i < 0 {
+			return nil, pos.Line
+		}
+		text = text[i+1:]
+	}
+	for range pos.Column - 1 {
+		_, size := utf8.DecodeRune(text)
+		text = text[size:]
+	}
+	return text, pos.Line
 }
 
 // Find returns the YAML node at a JSON pointer, or nil.

@@ -14,6 +14,9 @@ import (
 // Set is what was loaded, in the order it was read.
 type Set struct {
 	Documents []*Document
+	// Partial are documents of Kargo's that the errors say something about,
+	// without what could not be read. They are for looking at, not for use.
+	Partial []*Document
 	// Warnings tell about documents that were kept without being understood.
 	Warnings []Warning
 }
@@ -42,6 +45,10 @@ type Document struct {
 	Object any
 	// JSON is the document as JSON, with keys sorted.
 	JSON []byte
+	// Unread are the JSON pointers of what a partial document lacks.
+	Unread []string
+
+	source part
 }
 
 // As returns the document's object if it is of type T.
