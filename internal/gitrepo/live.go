@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"sync"
 	"time"
@@ -124,7 +125,15 @@ func (r *liveRemote) Push(ctx context.Context, p Push) error {
 	if r.log == nil {
 		return r.remote.Push(ctx, p)
 	}
-	// Old blobs are only needed to show the diff: read them while pushing.
+	// Old blobs are only needed to show the diff. They are read while the server
+	// works on the push; that goes first, over the connection that is open.
+	reading, stop := context.WithCancel(ctx)
+	defer stop()
+	sent := make(chan struct{})
+	markSent := sync.OnceFunc(func() { close(sent) })
+	if _, ok := r.wire.(*httpWire); !ok {
+		markSent() // an SSH connection carries both
+	}
 	diffs := make(chan []string, 1)
 	go func() {
 		texts := make([]string, len(p.Commits))
@@ -132,9 +141,16 @@ func (r *liveRemote) Push(ctx context.Context, p Push) error {
 			_ = recover() // a diff that cannot be made must not end the process
 			diffs <- texts
 		}()
-		texts = diffAll(ctx, r.remote, p)
+		<-sent
+		texts = diffAll(reading, r.remote, p)
 	}()
-	err := r.remote.Push(ctx, p)
+	err := r.remote.Push(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		WroteRequest: func(httptrace.WroteRequestInfo) { markSent() },
+	}), p)
+	if err != nil {
+		stop()
+	}
+	markSent()
 	texts := <-diffs
 	if err != nil {
 		return err

@@ -113,19 +113,19 @@ type tree struct {
 }
 
 func parseTree(o Object) (*tree, error) {
-	t := &tree{object: o}
-	data := o.Data
+	t := &tree{object: o, entries: make([]Entry, 0, len(o.Data)/32+1)}
+	data := string(o.Data) // the names share it
 	for len(data) > 0 {
-		sp := bytes.IndexByte(data, ' ')
-		nul := bytes.IndexByte(data, 0)
+		sp := strings.IndexByte(data, ' ')
+		nul := strings.IndexByte(data, 0)
 		if sp < 1 || nul < sp+2 || len(data) < nul+21 {
 			return nil, malformed("tree %s", o.ID)
 		}
-		mode, err := strconv.ParseUint(string(data[:sp]), 8, 32)
+		mode, err := strconv.ParseUint(data[:sp], 8, 32)
 		if err != nil {
 			return nil, malformed("tree %s: mode %q", o.ID, data[:sp])
 		}
-		e := Entry{Name: string(data[sp+1 : nul]), Mode: Mode(mode)}
+		e := Entry{Name: data[sp+1 : nul], Mode: Mode(mode)}
 		copy(e.ID[:], data[nul+1:nul+21])
 		t.entries = append(t.entries, e)
 		data = data[nul+21:]

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 )
 
@@ -23,24 +24,28 @@ const (
 // pktReader reads pkt-lines. go-git's scanner knows no delimiter packets,
 // which protocol v2 needs.
 type pktReader struct {
-	r   *bufio.Reader
-	buf [65520]byte
+	r      *bufio.Reader
+	length [4]byte
+	buf    []byte // grows with the packets; most are short
 }
+
+// maxPkt is the largest packet, its length included.
+const maxPkt = 65520
 
 func newPktReader(r io.Reader) *pktReader { return &pktReader{r: bufio.NewReaderSize(r, 4096)} }
 
 // next returns the next packet. Data is valid until the following call. An
 // "ERR" packet is a *ServerError.
 func (p *pktReader) next() (pktKind, []byte, error) {
-	if _, err := io.ReadFull(p.r, p.buf[:4]); err != nil {
+	if _, err := io.ReadFull(p.r, p.length[:]); err != nil {
 		if errors.Is(err, io.ErrUnexpectedEOF) {
 			err = malformed("it ends inside a packet length")
 		}
 		return 0, nil, err
 	}
-	n, err := strconv.ParseUint(string(p.buf[:4]), 16, 16)
+	n, err := strconv.ParseUint(string(p.length[:]), 16, 16)
 	if err != nil {
-		return 0, nil, malformed("packet length %q", p.buf[:4])
+		return 0, nil, malformed("packet length %q", p.length)
 	}
 	switch {
 	case n == 0:
@@ -49,9 +54,10 @@ func (p *pktReader) next() (pktKind, []byte, error) {
 		return pktDelim, nil, nil
 	case n == 2:
 		return pktEnd, nil, nil
-	case n < 4 || int(n) > len(p.buf):
+	case n < 4 || n > maxPkt:
 		return 0, nil, malformed("packet length %d", n)
 	}
+	p.buf = slices.Grow(p.buf[:0], int(n-4))
 	data := p.buf[:n-4]
 	if _, err := io.ReadFull(p.r, data); err != nil {
 		if errors.Is(err, io.EOF) {

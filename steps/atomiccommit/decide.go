@@ -2,6 +2,7 @@ package atomiccommit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -162,13 +163,13 @@ func (o *owner) tryPlan(ctx context.Context, p *plan, batch []*job) (stale bool,
 	if len(waiting) == 0 {
 		return false, nil
 	}
-	trees, err := o.trees(ctx, waiting)
+	trees, histories, err := o.read(ctx, waiting)
 	if err != nil {
 		return false, err
 	}
 	var ready []*job
-	for _, j := range waiting {
-		v, err := o.judge(ctx, j, trees)
+	for i, j := range waiting {
+		v, err := o.judge(ctx, j, trees, histories[i])
 		switch {
 		case err != nil:
 			return false, err
@@ -201,6 +202,50 @@ func (o *owner) tryPlan(ctx context.Context, p *plan, batch []*job) (stale bool,
 		p.paths = append(p.paths, paths)
 	}
 	return false, o.saveIntents(ctx, p)
+}
+
+// read reads the trees of the tip along the paths of all jobs, and at the same
+// time the part of the branch that each job looks back on.
+func (o *owner) read(ctx context.Context, jobs []*job) (*gitrepo.Trees, []gitrepo.History, error) {
+	histories := make([]gitrepo.History, len(jobs))
+	lookBack := func(ctx context.Context) (err error) {
+		for i, j := range jobs {
+			if histories[i], err = o.history(ctx, j); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if o.tip.start.IsZero() || !o.hint.IsZero() { // what came since the hint brings trees and commits in one go
+		trees, err := o.trees(ctx, jobs)
+		if err == nil {
+			err = lookBack(ctx)
+		}
+		return trees, histories, err
+	}
+	// Both need the tip and the few commits that come with it.
+	if _, err := o.remote.Commit(ctx, o.tip.start); err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	looked := make(chan error, 1)
+	go func() {
+		err := errors.New("internal error: the look-back panicked")
+		defer func() {
+			_ = recover() // as in processSafely
+			looked <- err
+		}()
+		err = lookBack(ctx)
+	}()
+	trees, err := o.trees(ctx, jobs)
+	if err != nil {
+		cancel()
+	}
+	if lookErr := <-looked; err == nil {
+		err = lookErr
+	}
+	return trees, histories, err
 }
 
 // trees are those of the tip along the paths of all jobs.
@@ -299,11 +344,7 @@ const (
 // judge decides by state, in this order: our own commit is on the branch;
 // nothing is to change; a newer promotion has superseded this one; somebody
 // else changed the same path; push.
-func (o *owner) judge(ctx context.Context, j *job, trees *gitrepo.Trees) (verdict, error) {
-	h, err := o.history(ctx, j)
-	if err != nil {
-		return verdict{}, err
-	}
+func (o *owner) judge(ctx context.Context, j *job, trees *gitrepo.Trees, h gitrepo.History) (verdict, error) {
 	if out, err := o.findOwn(ctx, j, h, trees); out != nil || err != nil {
 		return verdict{out: out, certain: true}, err
 	}
