@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -211,17 +212,18 @@ func (s *Sandbox) Command(ctx context.Context, args ...string) (Result, error) {
 // Example runs the example of an environment ("prd-us") as it stands in the
 // checkout, against the sandbox.
 func (s *Sandbox) Example(ctx context.Context, env string, args ...string) (Result, error) {
-	trusted, err := json.Marshal(map[string]string{"path": s.trustedRoot})
-	if err != nil {
-		return Result{}, fmt.Errorf("cannot encode the trusted root's path: %w", err)
-	}
 	base := filepath.Join("examples", "promotiontasks", env)
-	return s.Command(ctx, append([]string{
-		"run", "-f", base + ".yaml", "-f", base + ".freight.yaml",
+	return s.Command(ctx, slices.Concat([]string{"run", "-f", base + ".yaml", "-f", base + ".freight.yaml"}, s.Vars(), args)...)
+}
+
+// Vars are the flags with which `stepd run` runs an example against the sandbox.
+func (s *Sandbox) Vars() []string {
+	trusted, _ := json.Marshal(map[string]string{"path": s.trustedRoot}) // strings always encode
+	return []string{
 		"--var", "configRepo=" + s.Repository(),
 		"--var", "gitopsRepo=" + s.RepoURL(),
 		"--var", "trustedRoot=" + string(trusted),
-	}, args...)...)
+	}
 }
 
 // String is the command line as somebody would type it.
