@@ -366,9 +366,9 @@ func (r *resolver) metadata(freight *kargoapi.Freight) {
 	r.p.UIBaseURL, r.p.Actor, r.p.Rollback, r.p.Name = r.o.UIBaseURL, r.o.Actor, r.o.Rollback, r.o.PromotionName
 	if p := r.promotion; p != nil {
 		if r.p.Actor == "" {
-			r.p.Actor = actor(p.Annotations[kargoapi.AnnotationCreateActor])
+			r.p.Actor = p.Actor()
 		}
-		r.p.Rollback = r.p.Rollback || p.Annotations[kargoapi.AnnotationRollback] == "true"
+		r.p.Rollback = r.p.Rollback || p.IsRollback()
 		if r.p.Name == "" {
 			r.p.Name = p.Name
 		}
@@ -384,18 +384,6 @@ func (r *resolver) metadata(freight *kargoapi.Freight) {
 		}
 		r.p.Name = PromotionName(r.p.Stage, name, now)
 	}
-}
-
-// actor reads the create-actor annotation: "email:ada@example.com" is
-// ada@example.com; anything but two parts is taken as it is.
-func actor(annotation string) string {
-	if annotation == kargoapi.ActorUnknown {
-		return ""
-	}
-	if parts := strings.Split(annotation, ":"); len(parts) == 2 {
-		return parts[1]
-	}
-	return annotation
 }
 
 // PromotionName makes a name the way Kargo does: <stage>.<ulid>.<freight7>, in

@@ -111,6 +111,14 @@ func (d Dir) Prune(before time.Time) error {
 	return nil
 }
 
+// Remove forgets the record under k; it is no error if there is none.
+func (d Dir) Remove(k Key) error {
+	if err := os.Remove(d.name(k)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("cannot remove a verification: %w", err)
+	}
+	return nil
+}
+
 // name is the path of k's file. Parts are separated by what none can contain.
 func (d Dir) name(k Key) string {
 	h := sha256.Sum256([]byte(k.Project + "\x00" + k.Promotion + "\x00" + k.Alias))

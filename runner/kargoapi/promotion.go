@@ -3,6 +3,7 @@ package kargoapi
 import (
 	"encoding/json"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/stepd/stepd/steps"
@@ -72,6 +73,36 @@ type Promotion struct {
 	ObjectMeta `json:"metadata,omitzero"`
 	Spec       PromotionSpec   `json:"spec"`
 	Status     PromotionStatus `json:"status,omitzero"`
+}
+
+// Actor returns who created the Promotion: "email:ada@example.com" in the
+// annotation is ada@example.com; anything but two parts is taken as it is.
+func (p *Promotion) Actor() string {
+	annotation := p.Annotations[AnnotationCreateActor]
+	if annotation == ActorUnknown {
+		return ""
+	}
+	if parts := strings.Split(annotation, ":"); len(parts) == 2 {
+		return parts[1]
+	}
+	return annotation
+}
+
+// IsRollback tells whether the Promotion is a chosen rollback.
+func (p *Promotion) IsRollback() bool { return p.Annotations[AnnotationRollback] == "true" }
+
+// AbortRequested tells whether somebody asked Kargo to stop the Promotion
+// (api/v1alpha1/annotations.go, AbortPromotionRequest).
+func (p *Promotion) AbortRequested() bool {
+	const terminate = "terminate"
+	request := p.Annotations[AnnotationAbort]
+	if request == terminate {
+		return true
+	}
+	var object struct {
+		Action string `json:"action"`
+	}
+	return json.Unmarshal([]byte(request), &object) == nil && object.Action == terminate
 }
 
 // PromotionSpec is what to promote where, and by which steps.
