@@ -97,7 +97,7 @@ func (f *execFlags) run(ctx context.Context, a *app, kind, format string) error 
 	if err != nil {
 		return usageError("%w", err)
 	}
-	own, err := newHosted(a, f.hosted, ociverified.BesideConfig{}, documentSecrets{set})
+	own, err := newHosted(f.hosted, ociverified.BesideConfig{}, a.redactor.Secrets(documentSecrets{set}), nil)
 	if err != nil {
 		return usageError("%w", err)
 	}

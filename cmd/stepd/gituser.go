@@ -19,6 +19,33 @@ type systemGitUser struct{ set *load.Set }
 
 // GitUser implements steps.GitUserSource.
 func (g systemGitUser) GitUser(context.Context) (steps.GitUser, error) {
+	u, err := environmentGitUser()
+	if err != nil {
+		return steps.GitUser{}, err
+	}
+	for _, d := range load.Of[*kargoapi.ClusterConfig](g.set) {
+		config, _ := load.As[*kargoapi.ClusterConfig](d)
+		if u, err = withClusterConfig(u, config, g.secret); err != nil {
+			return steps.GitUser{}, err
+		}
+	}
+	return u, nil
+}
+
+// secret finds a Secret of the system namespace; locally that is any Secret of
+// the name.
+func (g systemGitUser) secret(name string) (*kargoapi.Secret, error) {
+	for _, d := range load.Of[*kargoapi.Secret](g.set) {
+		if d.Name == name {
+			s, _ := load.As[*kargoapi.Secret](d)
+			return s, nil
+		}
+	}
+	return nil, fmt.Errorf("no Secret %q, which the ClusterConfig names, is among the documents", name)
+}
+
+// environmentGitUser is the identity that the environment says, or Kargo's own.
+func environmentGitUser() (steps.GitUser, error) {
 	u := steps.GitUser{Name: os.Getenv("GITCLIENT_NAME"), Email: os.Getenv("GITCLIENT_EMAIL")}
 	if u.Name == "" {
 		u.Name = "Kargo"
@@ -33,35 +60,26 @@ func (g systemGitUser) GitUser(context.Context) (steps.GitUser, error) {
 		}
 		u.SigningKey, u.SigningKeyType = string(key), keyType(os.Getenv("GITCLIENT_SIGNING_KEY_TYPE"))
 	}
-	for _, d := range load.Of[*kargoapi.ClusterConfig](g.set) {
-		config, _ := load.As[*kargoapi.ClusterConfig](d)
-		client := config.Spec.GitClient
-		if client == nil {
-			continue
-		}
-		u.Name, u.Email = client.Name, client.Email
-		if client.SigningKeySecret == nil {
-			continue
-		}
-		key, err := g.signingKey(client.SigningKeySecret.Name)
-		if err != nil {
-			return steps.GitUser{}, err
-		}
-		u.SigningKey, u.SigningKeyType = key, keyType("")
-	}
 	return u, nil
 }
 
-// signingKey reads the key of a Secret in the system namespace; locally that is
-// any Secret of the name.
-func (g systemGitUser) signingKey(name string) (string, error) {
-	for _, d := range load.Of[*kargoapi.Secret](g.set) {
-		if d.Name == name {
-			s, _ := load.As[*kargoapi.Secret](d)
-			return string(s.Values()["signingKey"]), nil
-		}
+// withClusterConfig lays what a ClusterConfig says, if there is one, over an
+// identity. Secret reads a Secret of the system namespace.
+func withClusterConfig(u steps.GitUser, config *kargoapi.ClusterConfig, secret func(name string) (*kargoapi.Secret, error)) (steps.GitUser, error) {
+	if config == nil || config.Spec.GitClient == nil {
+		return u, nil
 	}
-	return "", fmt.Errorf("cannot find the git signing key: no Secret %q, which the ClusterConfig names, is among the documents", name)
+	client := config.Spec.GitClient
+	u.Name, u.Email = client.Name, client.Email
+	if client.SigningKeySecret == nil {
+		return u, nil
+	}
+	s, err := secret(client.SigningKeySecret.Name)
+	if err != nil {
+		return steps.GitUser{}, fmt.Errorf("cannot find the git signing key: %w", err)
+	}
+	u.SigningKey, u.SigningKeyType = string(s.Values()["signingKey"]), keyType("")
+	return u, nil
 }
 
 func keyType(s string) string {

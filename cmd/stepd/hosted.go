@@ -55,8 +55,12 @@ type hosted struct {
 }
 
 // newHosted makes the steps. Configs may name trust files below the trust
-// directory, or where trust says when there is none.
-func newHosted(a *app, f hostedFlags, trust ociverified.TrustFiles, secrets steps.SecretSource) (*hosted, error) {
+// directory, or where trust says when there is none. Whoever gives secrets has
+// them masked. A nil git is the live one.
+func newHosted(f hostedFlags, trust ociverified.TrustFiles, secrets steps.SecretSource, git gitrepo.Dialer) (*hosted, error) {
+	if git == nil {
+		git = gitrepo.NewLive(gitrepo.LiveOptions{})
+	}
 	state := f.stateDir
 	if state == "" {
 		var err error
@@ -85,9 +89,6 @@ func newHosted(a *app, f hostedFlags, trust ociverified.TrustFiles, secrets step
 			return nil, fmt.Errorf("cannot use the policy %s: %w", f.policy, err)
 		}
 	}
-	if secrets != nil {
-		secrets = a.redactor.Secrets(secrets)
-	}
 	h.registrations = []steps.Registration{
 		ociverified.New(ociverified.Options{
 			Transports: &ociart.Transports{},
@@ -100,7 +101,7 @@ func newHosted(a *app, f hostedFlags, trust ociverified.TrustFiles, secrets step
 		}),
 		configapply.New(configapply.Options{Ledger: h.ledger}),
 		atomiccommit.New(atomiccommit.Options{
-			Dialer:    gitrepo.NewLive(gitrepo.LiveOptions{}),
+			Dialer:    git,
 			IntentDir: filepath.Join(state, "intents"),
 			Ledger:    h.ledger,
 			Secrets:   secrets,

@@ -264,7 +264,7 @@ func newPluginServeCommand(a *app) *cobra.Command {
 hosts plugins. It is started by that host and not by people.`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			own, err := newHosted(a, f, ociverified.Below{}, nil)
+			own, err := newHosted(f, ociverified.Below{}, nil, nil)
 			if err != nil {
 				return usageError("%w", err)
 			}

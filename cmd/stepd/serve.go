@@ -48,16 +48,23 @@ type serveFlags struct {
 	stepTimeout, drain     time.Duration
 	hosted                 hostedFlags
 	plugins                pluginFlags
+	kargo                  kargoFlags
 }
 
 func newServeCommand(a *app) *cobra.Command {
 	var f serveFlags
 	cmd := &cobra.Command{
-		Use:   "serve --work-root DIR (--grpc ADDRESS | --http ADDRESS)",
+		Use:   "serve (--work-root DIR (--grpc ADDRESS | --http ADDRESS) | --kargo --public-keys DIR)",
 		Short: "Serve steps over gRPC and HTTP/JSON",
-		Long:  serveHelp,
+		Long:  serveHelp + serveKargoHelp,
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := f.kargo.check(cmd.Flags()); err != nil {
+				return usageError("%w", err)
+			}
+			if f.kargo.enabled {
+				return f.runKargo(cmd.Context(), a)
+			}
 			return f.run(cmd.Context(), a)
 		},
 	}
@@ -66,7 +73,7 @@ func newServeCommand(a *app) *cobra.Command {
 	fl.StringVar(&f.grpc, "grpc", "", "address to serve gRPC at: unix:PATH or HOST:PORT")
 	fl.StringVar(&f.http, "http", "", "address to serve HTTP/JSON at: unix:PATH or HOST:PORT")
 	fl.StringVar(&f.metrics, "metrics", "", "address to serve /metrics, /healthz and /readyz at, without TLS")
-	fl.StringVar(&f.workRoot, "work-root", "", "directory that holds every work dir (required)")
+	fl.StringVar(&f.workRoot, "work-root", "", "directory that holds every work dir (required; with --kargo the default is $TMPDIR)")
 	fl.StringVar(&f.tls.CertFile, "tls-cert", "", "PEM certificate of the server; read again when it changes")
 	fl.StringVar(&f.tls.KeyFile, "tls-key", "", "PEM key of --tls-cert")
 	fl.StringVar(&f.tls.ClientCAFile, "tls-client-ca", "", "PEM certificates of the CAs that issue client certificates")
@@ -80,6 +87,7 @@ func newServeCommand(a *app) *cobra.Command {
 	fl.DurationVar(&f.drain, "drain", 30*time.Second, "how long running steps may go on after SIGTERM")
 	f.hosted.add(fl)
 	f.plugins.add(fl)
+	f.kargo.add(fl)
 	return cmd
 }
 
@@ -92,7 +100,7 @@ func (f *serveFlags) run(ctx context.Context, a *app) error {
 	if err != nil {
 		return usageError("%w", err)
 	}
-	own, err := newHosted(a, f.hosted, ociverified.Below{}, documentSecrets{set})
+	own, err := newHosted(f.hosted, ociverified.Below{}, a.redactor.Secrets(documentSecrets{set}), nil)
 	if err != nil {
 		return usageError("%w", err)
 	}

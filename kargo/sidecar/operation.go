@@ -47,7 +47,7 @@ type operation struct {
 	// What follows is guarded by Server.mu.
 
 	// lost counts the answers that Kargo did not get: the attempt's errorCount.
-	lost uint32
+	lost    uint32
 	waiters int
 	idle    *time.Timer
 	// doing says what the operation is at, for an answer Running.
