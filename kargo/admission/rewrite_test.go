@@ -22,7 +22,10 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-var signingKey = ed25519.NewKeyFromSeed(bytes.Repeat([]byte{7}, ed25519.SeedSize))
+var (
+	signingKey = ed25519.NewKeyFromSeed(bytes.Repeat([]byte{7}, ed25519.SeedSize))
+	publicKeys = []ed25519.PublicKey{signingKey.Public().(ed25519.PublicKey)}
+)
 
 // rewriter knows the steps that stepd brings, with their real schemas.
 func rewriter(tb testing.TB) *admission.Rewriter {
@@ -169,7 +172,7 @@ func TestRewriteKeepsEverythingElse(t *testing.T) {
 	if err := json.Unmarshal(is["config"], &config); err != nil {
 		t.Fatal(err)
 	}
-	claims, err := wire.Verify([]ed25519.PublicKey{signingKey.Public().(ed25519.PublicKey)}, strings.TrimPrefix(config.Headers[1].Value, "Bearer "))
+	claims, err := wire.Verify(publicKeys, strings.TrimPrefix(config.Headers[1].Value, "Bearer "))
 	if err != nil || config.Headers[1].Name != wire.HeaderToken {
 		t.Fatalf("no token: %v in %+v", err, config.Headers)
 	}

@@ -112,7 +112,7 @@ type Answer struct {
 	// Status is Succeeded, Running, Failed or Errored. Kargo's http step has no
 	// way to be Errored for good: Errored ends a step as Failed, too.
 	Status steps.Status `json:"status"`
-	// Message is what Kargo shows, quoted as by %q: best one line.
+	// Message is what Kargo shows if the step failed.
 	Message string `json:"message"`
 	// Output is the step's output. It is stored if the status is Succeeded.
 	Output map[string]any `json:"output"`
@@ -125,9 +125,14 @@ const MaxAnswer = 1 << 20
 // ContentType is the type of requests and answers.
 const ContentType = "application/json"
 
+// maxMessage is the most bytes of a message.
+const maxMessage = 8 << 10
+
 // Bytes returns the JSON text of an answer, with the status first. An output
-// that is too large or no JSON makes it a Failed answer that says so.
+// that is too large or no JSON makes it a Failed answer that says so. The message
+// becomes one line without double quotes: Kargo prints it as by %q.
 func (a Answer) Bytes() []byte {
+	a.Message = oneLine(a.Message)
 	text, err := json.Marshal(a)
 	switch {
 	case err != nil:
@@ -137,8 +142,22 @@ func (a Answer) Bytes() []byte {
 	default:
 		return text
 	}
-	text, _ = json.Marshal(Answer{Status: steps.Failed, Message: err.Error()}) //nolint:errchkjson // strings only
+	text, _ = json.Marshal(Answer{Status: steps.Failed, Message: oneLine(err.Error())}) //nolint:errchkjson // strings only
 	return text
+}
+
+func oneLine(message string) string {
+	var lines []string
+	for line := range strings.Lines(message) {
+		if line = strings.TrimSpace(line); line != "" {
+			lines = append(lines, line)
+		}
+	}
+	message = strings.ReplaceAll(strings.Join(lines, "; "), `"`, "'")
+	if len(message) > maxMessage {
+		message = strings.ToValidUTF8(message[:maxMessage], "") + "…"
+	}
+	return message
 }
 
 // The criteria of the http step, over the text of an answer. Kargo parses a
@@ -156,9 +175,9 @@ const (
 	// FailureExpression holds for everything but Succeeded and Running, from
 	// whomever, so that nothing else is polled.
 	FailureExpression = `not (` + isSucceeded + ` || ` + isRunning + `)`
-	// ErrorExpression is an answer's message.
-	ErrorExpression = isText + ` && response.body startsWith '{"status":"' ? fromJSON(response.body).message : ` +
-		`"the answer is not one of stepd's sidecar: HTTP status " + string(response.status)`
+	// ErrorExpression is an answer's message, or says that it is not an answer.
+	ErrorExpression = `(` + isText + ` && response.body startsWith '{"status":"' ? fromJSON(response.body).message : nil)` +
+		` ?? ("the answer is not one of stepd's sidecar: HTTP status " + string(response.status))`
 )
 
 // OutputExpression returns the expression of one output: null if it is absent.
