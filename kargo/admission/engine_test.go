@@ -274,7 +274,7 @@ func TestRequest(t *testing.T) {
 		if err != nil || claims.Promotion != "p-1" || claims.Namespace != "demo" || claims.Alias != "a::b" || claims.Kind != "config-apply" {
 			t.Errorf("%s: claims %+v, %v", tc.reason, claims, err)
 		}
-		if got.Method != "POST" || got.URL.Path != "/v1/steps/config-apply" || got.Header.Get("Content-Type") != "application/json" {
+		if got.Method != http.MethodPost || got.URL.Path != "/v1/steps/config-apply" || got.Header.Get("Content-Type") != "application/json" {
 			t.Errorf("%s: %s %s %v", tc.reason, got.Method, got.URL, got.Header)
 		}
 		if k := got.Header.Get(wire.HeaderProjectKey); k != tc.key {

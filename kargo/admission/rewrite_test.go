@@ -168,7 +168,9 @@ func TestRewriteKeepsEverythingElse(t *testing.T) {
 	if err := json.Unmarshal(list[1], &is); err != nil {
 		t.Fatal(err)
 	}
-	var config struct{ Headers []struct{ Name, Value string } }
+	var config struct {
+		Headers []struct{ Name, Value string }
+	}
 	if err := json.Unmarshal(is["config"], &config); err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf16"
 
@@ -133,7 +134,7 @@ func (e *encoder) value(v any) (blank any) {
 		e.WriteString(v.String())
 		return v
 	case bool:
-		fmt.Fprint(e, v)
+		e.WriteString(strconv.FormatBool(v))
 		return v
 	}
 	e.WriteString("null")
@@ -212,9 +213,9 @@ func (e *encoder) quote(s string) {
 			e.WriteRune(r)
 		case r > 0xffff:
 			hi, lo := utf16.EncodeRune(r)
-			fmt.Fprintf(e, `\u%04x\u%04x`, hi, lo)
+			e.WriteString(fmt.Sprintf(`\u%04x\u%04x`, hi, lo))
 		default:
-			fmt.Fprintf(e, `\u%04x`, r)
+			e.WriteString(fmt.Sprintf(`\u%04x`, r))
 		}
 	}
 	e.WriteByte('"')
@@ -237,8 +238,9 @@ func DecodeConfig(encoded json.RawMessage) (config map[string]any, skeleton Skel
 	if err != nil {
 		return nil, "", err
 	}
-	in, ok := value.(map[string]any)
-	if !ok {
+	in, isObject := value.(map[string]any)
+	outer, _ := blank.(map[string]any)
+	if _, templated := outer[templateKey]; !isObject || templated {
 		return nil, "", fmt.Errorf("%w: it is no object", ErrMalformed)
 	}
 	if skeleton, err = hash(blank); err != nil {

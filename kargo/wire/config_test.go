@@ -249,3 +249,119 @@ func TestRandomConfigs(t *testing.T) {
 		}
 	}
 }
+
+// FuzzConfigOverWire lets the fuzzer write configs and variables.
+func FuzzConfigOverWire(f *testing.F) {
+	f.Add(`{"a":"x ${{ vars.x }} y","$t":["${% 1 %}"]}`, "v")
+	f.Add(`{"a":"${{}}${{ 1","b":"}}"}`, "1.10\n")
+	f.Add(`{"a":"${{ let a = [1]; a // c\n}}"}`, "\"\u0085\"")
+	f.Fuzz(func(t *testing.T, config, x string) {
+		// These print addresses, which differ every time.
+		if strings.Contains(config+x, "string") || strings.Contains(config+x, "$env") {
+			t.Skip()
+		}
+		same(t, evaluator(t), scope(kargoapi.Variable{Name: "x", Value: x}), config)
+	})
+}
+
+func TestDecodeConfigRefuses(t *testing.T) {
+	for _, tc := range []struct{ reason, encoded string }{
+		{"no JSON", `{"a":`},
+		{"nothing", ``},
+		{"more than one value", `{} {}`},
+		{"no object", `[]`},
+		{"a templated string for a config", `{"$t":["{}"]}`},
+		{"no pieces", `{"a":{"$t":[]}}`},
+		{"no list of pieces", `{"a":{"$t":"x"}}`},
+		{"pieces that do not alternate", `{"a":{"$t":["x","y"]}}`},
+		{"a literal that is no text", `{"a":{"$t":[["1"]]}}`},
+		{"a value that is neither text nor wrapped", `{"a":{"$t":["",1,""]}}`},
+		{"an empty wrapping", `{"a":{"$t":["",[],""]}}`},
+		{"a wrapping of two", `{"a":{"$t":["",["[1]","[2]"],""]}}`},
+		{"a wrapping of no text", `{"a":{"$t":["",[1],""]}}`},
+		{"a wrapping of no array", `{"a":{"$t":["",["1"],""]}}`},
+		{"a wrapping of no JSON", `{"a":{"$t":["",["[1"],""]}}`},
+		{"an inner wrapping of two", `{"a":{"$t":["",["[1,2]"],""]}}`},
+		{"something beside $t", `{"a":{"$t":["x"],"b":1}}`},
+		{"something before $t", `{"a":{"b":1,"$t":["x"]}}`},
+		{"an unknown $ key", `{"a":{"$x":1}}`},
+		{"one key twice", `{"a":1,"a":2}`},
+		{"too deep", strings.Repeat(`{"a":`, 20_000) + `1` + strings.Repeat(`}`, 20_000)},
+	} {
+		config, skeleton, err := wire.DecodeConfig(json.RawMessage(tc.encoded))
+		if !errors.Is(err, wire.ErrMalformed) || config != nil || skeleton != "" {
+			t.Errorf("%s: got %v, skeleton %q, %v", tc.reason, config, skeleton, err)
+		}
+	}
+}
+
+// TestDecodeConfigErrors has configs that are well-formed, and fail as in Kargo.
+func TestDecodeConfigErrors(t *testing.T) {
+	for _, tc := range []struct{ reason, encoded string }{
+		{"a control character", `{"a":"\u007f"}`},
+		{"a number beyond float64", `{"a":[1e400]}`},
+		{"no number", `{"a":{"$t":["n","a","n"]}}`},
+	} {
+		config, skeleton, err := wire.DecodeConfig(json.RawMessage(tc.encoded))
+		var failed *wire.ConfigError
+		if !errors.As(err, &failed) || config != nil || skeleton == "" {
+			t.Errorf("%s: got %v, skeleton %q, %v", tc.reason, config, skeleton, err)
+		}
+	}
+}
+
+// TestSkeleton changes one thing after the other in what was encoded.
+func TestSkeleton(t *testing.T) {
+	of := func(encoded string) wire.Skeleton {
+		_, skeleton, err := wire.DecodeConfig(json.RawMessage(encoded))
+		if errors.Is(err, wire.ErrMalformed) {
+			t.Fatalf("%s: %v", encoded, err)
+		}
+		return skeleton
+	}
+	const signed = `{"a":{"$t":["x","value","y",["[1]"],""]},"b":[1.10,true,null],"$$c":"text"}`
+	for _, same := range []string{
+		`{"$$c":"text","b":[1.10,true,null],"a":{"$t":["x","other","y",["[{\"k\":2}]"],""]}}`,
+		` { "a" : { "$t" : [ "\u0078" , [ "[null]" ] , "y" , "" , "" ] } , "b":[1.10,true,null],"$$c":"te\u0078t"}`,
+	} {
+		if of(same) != of(signed) {
+			t.Errorf("another evaluation of the config has another skeleton: %s", same)
+		}
+	}
+	for _, other := range []string{
+		`{"a":{"$t":["X","value","y",["[1]"],""]},"b":[1.10,true,null],"$$c":"text"}`,
+		`{"a":{"$t":["x","value","y"]},"b":[1.10,true,null],"$$c":"text"}`,
+		`{"a":"xvaluey1","b":[1.10,true,null],"$$c":"text"}`,
+		`{"a":{"$$t":["x","value","y",["[1]"],""]},"b":[1.10,true,null],"$$c":"text"}`,
+		`{"a":{"$t":["x","value","y",["[1]"],""]},"b":[1.1,true,null],"$$c":"text"}`,
+		`{"a":{"$t":["x","value","y",["[1]"],""]},"b":[true,1.10,null],"$$c":"text"}`,
+		`{"a":{"$t":["x","value","y",["[1]"],""]},"b":[1.10,true,null],"$$c":"text","d":null}`,
+		`{"a":{"$t":["x","value","y",["[1]"],""]},"b":[1.10,true,null],"c":"text"}`,
+		`{"a":{"$t":["x","value","y",["[1]"],""]},"b":[1.10,true],"$$c":"text"}`,
+	} {
+		if of(other) == of(signed) {
+			t.Errorf("another config has the same skeleton: %s", other)
+		}
+	}
+}
+
+func FuzzDecodeConfig(f *testing.F) {
+	f.Add([]byte(`{"a":{"$t":["x","value","y",["[1]"],""]},"b":[1.10,true,null],"$$c":"text"}`))
+	f.Add([]byte(`{"a":{"$t":["",["[{\"a\":[1]}]"],""]}}`))
+	f.Fuzz(func(t *testing.T, encoded []byte) {
+		config, skeleton, err := wire.DecodeConfig(encoded)
+		var failed *wire.ConfigError
+		switch {
+		case err == nil:
+			if config == nil || len(skeleton) != 64 {
+				t.Errorf("%q: config %v, skeleton %q", encoded, config, skeleton)
+			}
+		case errors.As(err, &failed):
+			if config != nil || len(skeleton) != 64 {
+				t.Errorf("%q: config %v, skeleton %q, %v", encoded, config, skeleton, err)
+			}
+		case !errors.Is(err, wire.ErrMalformed) || config != nil || skeleton != "":
+			t.Errorf("%q: config %v, skeleton %q, %v", encoded, config, skeleton, err)
+		}
+	})
+}

@@ -39,17 +39,17 @@ const (
 // MaxRequest is the most bytes of a Request that are read.
 const MaxRequest = 1 << 20
 
-// ParseRequest decodes the body of a POST. A config that is absent, or an
-// attempt without a start, is an error.
+// ParseRequest decodes the body of a POST. A config that is absent, an attempt
+// without a start, and a field of another version are ErrMalformed.
 func ParseRequest(body []byte) (Request, error) {
+	if !json.Valid(body) {
+		return Request{}, fmt.Errorf("%w: the request is not JSON", ErrMalformed)
+	}
 	var r Request
 	dec := json.NewDecoder(bytes.NewReader(body))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&r); err != nil {
 		return Request{}, fmt.Errorf("%w: cannot decode the request: %w", ErrMalformed, err)
-	}
-	if dec.More() {
-		return Request{}, fmt.Errorf("%w: there is more after the request", ErrMalformed)
 	}
 	if r.Attempt.StartedAt.IsZero() || len(r.Config) == 0 {
 		return Request{}, fmt.Errorf("%w: the request has no attempt.startedAt or no config", ErrMalformed)
