@@ -36,6 +36,8 @@ type Violation struct {
 	// Property is the name of the missing or forbidden property; empty for
 	// other violations.
 	Property string
+	// Type tells that the value is of a wrong type, whatever it is.
+	Type bool
 	// Message is the violation as Kargo words it: a dotted path or "(root)",
 	// a colon and what is wrong, for example "(root): path is required".
 	Message string

@@ -105,6 +105,7 @@ func (f flattener) flatten(e *jsonschema.ValidationError) (out []located) {
 		}
 	case *kind.Type:
 		add(rankOther, "", fmt.Sprintf("Invalid type. Expected: %s, given: %s", typeNames(k.Want), f.typeOf(path, k.Got)), "")
+		out[len(out)-1].Type = true
 	case *kind.Enum:
 		var names []string
 		for _, w := range k.Want {

@@ -24,7 +24,7 @@ func (c *docLinter) config(step *kargoapi.PromotionStep, at string, s *scope) {
 	if !ok {
 		return
 	}
-	w := &configWalker{docLinter: c, step: step, scope: s, templates: map[string]bool{}}
+	w := &configWalker{docLinter: c, step: step, scope: s, templates: map[string]bool{}, typedOnly: map[string]bool{}}
 	checked := w.value(config, at+"/config", "")
 	reg, known := c.Registry.Lookup(step.Uses)
 	if !known && contains(c.KnownSteps, step.Uses) {
@@ -242,6 +242,8 @@ type configWalker struct {
 	// templates are the pointers, within the config, of values that only a run
 	// can tell.
 	templates map[string]bool
+	// typedOnly are those of values whose type is certain and nothing else.
+	typedOnly map[string]bool
 }
 
 func (w *configWalker) value(v any, at, pointer string) any {
@@ -284,7 +286,9 @@ func (w *configWalker) text(s, at, pointer string) any {
 		w.versionValue(o.version, at, pointer)
 	}
 	typed, known := w.typed(s)
-	if !known {
+	if known {
+		w.typedOnly[pointer] = true
+	} else {
 		w.templates[pointer] = true
 	}
 	return typed
@@ -349,6 +353,9 @@ func sample(out code) (any, bool) {
 func (w *configWalker) undecided(v configschema.Violation) bool {
 	if v.Property != "" {
 		return false // a missing or unknown field is one whatever the values are
+	}
+	if w.typedOnly[v.Pointer] && !v.Type {
+		return true
 	}
 	for t := range w.templates {
 		if t == v.Pointer || strings.HasPrefix(t, v.Pointer+"/") || strings.HasPrefix(v.Pointer, t+"/") {

@@ -87,6 +87,15 @@ func TestFindings(t *testing.T) {
 			text:   task("", "  - uses: copy\n    config: {inPath: a, outPaht: b}\n"),
 			want:   []string{`8:5 error config: outPath is required`, `8:25 error config: did you mean "outPath"`},
 		},
+		"TemplatedText": {
+			reason: "that a value is text says nothing about which",
+			text: task("{name: tag}", `  - uses: oci-download-verified
+    config: {imageRef: "ghcr.io/a/b:${{ vars.tag }}", outPath: c, verify: {identities: [{issuer: i, subject: s}]}}
+  - uses: git-push
+    config: {path: "${{ quote(vars.tag) }}", maxAttempts: "${{ quote(vars.tag) }}"}
+`),
+			want: []string{"10:46 error config: Expected: integer, given: string"},
+		},
 		"LiteralType": {
 			reason: "literal values are validated now",
 			text:   task("", "  - uses: git-push\n    config: {path: a, maxAttempts: many}\n"),
