@@ -13,5 +13,6 @@ func verbs(a *app) []*cobra.Command {
 		newServeCommand(a),
 		newVerifyCommand(a),
 		newVersionCommand(a),
+		newWebhookCommand(a),
 	}
 }

@@ -1,0 +1,57 @@
+package admission
+
+import (
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// metrics are the webhook's, in a registry of their own.
+type metrics struct {
+	registry *prometheus.Registry
+	reviews  *prometheus.CounterVec
+	duration *prometheus.HistogramVec
+}
+
+func newMetrics(version string, expiry func() time.Time) *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		reviews: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "stepd_admissions_total",
+			Help: "AdmissionReviews by webhook (mutate, validate) and outcome: allowed, rewritten, denied, failed or malformed. The last three keep the object out.",
+		}, []string{"webhook", "outcome"}),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "stepd_admission_duration_seconds", Help: "How long an AdmissionReview took, by webhook.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+		}, []string{"webhook"}),
+	}
+	info := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "stepd_build_info", Help: "1, with the version as a label.", ConstLabels: prometheus.Labels{"version": version},
+	})
+	info.Set(1)
+	m.registry.MustRegister(m.reviews, m.duration, info,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "stepd_webhook_certificate_expiry_seconds", Help: "When the serving certificate ends, in seconds since 1970; 0 without one.",
+		}, func() float64 {
+			if t := expiry(); !t.IsZero() {
+				return float64(t.Unix())
+			}
+			return 0
+		}),
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	)
+	return m
+}
+
+func (m *metrics) reviewed(webhook, outcome string, took time.Duration) {
+	m.reviews.WithLabelValues(webhook, outcome).Inc()
+	m.duration.WithLabelValues(webhook).Observe(took.Seconds())
+}
+
+func (m *metrics) handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4})
+}
