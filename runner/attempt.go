@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/stepd/stepd/runner/expr"
+	"github.com/stepd/stepd/runner/guard"
 	"github.com/stepd/stepd/runner/kargoapi"
 	"github.com/stepd/stepd/steps"
 )
@@ -42,9 +43,10 @@ func (r *pass) attempt(
 		limit = left
 	}
 	runner := steps.RunnerFunc(func(ctx context.Context, sc *steps.Context) (steps.Result, error) {
-		return reg.New(r.grant(reg.RequiredCapabilities)).Run(ctx, sc)
+		return reg.New(r.Capabilities.Only(reg.RequiredCapabilities)).Run(ctx, sc)
 	})
-	res, err := Redacted(Recovered(Limited(Validated(runner, reg.Name, schema), limit), r.log), r.Redactor).Run(ctx, sc)
+	guarded := guard.Recovered(guard.Limited(guard.Validated(runner, reg.Name, schema), limit), r.log)
+	res, err := guard.Redacted(guarded, r.Redactor).Run(ctx, sc)
 	switch {
 	case err == nil:
 	case res.Status == steps.Errored:
@@ -53,20 +55,6 @@ func (r *pass) attempt(
 		err = fmt.Errorf("step %q: %w", step.As, err)
 	}
 	return res, err
-}
-
-// grant returns the objects behind declared capabilities, and nothing else.
-func (r *pass) grant(declared []steps.Capability) steps.Capabilities {
-	var caps steps.Capabilities
-	for _, c := range declared {
-		switch c {
-		case steps.AccessCredentials:
-			caps.Credentials = r.Capabilities.Credentials
-		case steps.AccessGitUser:
-			caps.GitUser = r.Capabilities.GitUser
-		}
-	}
-	return caps
 }
 
 // store puts a step's output into the state, whatever became of the step: an

@@ -1,6 +1,6 @@
-// Package runner is the promotion engine: the registry of step kinds, the
-// wrappers every step runs in (schema validation, timeout, panic recovery,
-// redaction), task inflation and the engine loop with Kargo's semantics.
+// Package runner is the promotion engine: the registry of step kinds, task
+// inflation and the engine loop with Kargo's semantics. What surrounds every
+// step (schema validation, timeout, panic recovery, redaction) is in guard.
 //
 // What a document looks like belongs in kargoapi, where it comes from in load,
 // what `${{ }}` means in expr, what is wrong with it before it runs in lint.

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/stepd/stepd/runner/expr"
+	"github.com/stepd/stepd/runner/guard"
 	"github.com/stepd/stepd/runner/load"
 )
 
@@ -20,7 +21,7 @@ func hints(step *Step, err error) []string {
 		}
 		out = append(out, strings.Join(parts, ": "))
 	}
-	if e, ok := errors.AsType[*ConfigError](err); ok {
+	if e, ok := errors.AsType[*guard.ConfigError](err); ok {
 		for _, v := range e.Violations {
 			pointer := v.Pointer
 			if v.Property != "" {

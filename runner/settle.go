@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/stepd/stepd/runner/guard"
 	"github.com/stepd/stepd/runner/kargoapi"
 	"github.com/stepd/stepd/steps"
 )
@@ -59,7 +60,7 @@ func Settle(a Attempted) Settlement {
 		s.Message = s.Err.Error()
 	}
 	timedOut := a.Timeout > 0 && a.Now.Sub(a.StartedAt) > a.Timeout
-	cutOff := errors.Is(s.Err, errAttemptTimeout)
+	cutOff := errors.Is(s.Err, guard.ErrTimeout)
 	switch {
 	case s.Err == nil && (s.Status == steps.Succeeded || s.Status == steps.Skipped):
 		s.Done = true

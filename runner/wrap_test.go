@@ -15,6 +15,7 @@ import (
 
 	"github.com/stepd/stepd/internal/redact"
 	"github.com/stepd/stepd/runner"
+	"github.com/stepd/stepd/runner/guard"
 	"github.com/stepd/stepd/runner/load"
 	"github.com/stepd/stepd/steps"
 )
@@ -40,7 +41,7 @@ func TestConfigIsValidated(t *testing.T) {
 	if s.Status != steps.Failed || !strings.HasPrefix(s.Message, `step "step-1": invalid strict config: (root): `) {
 		t.Errorf("%s %q", s.Status, s.Message)
 	}
-	if c, ok := errors.AsType[*runner.ConfigError](s.Err); !ok || !errors.Is(c, steps.ErrConfig) {
+	if c, ok := errors.AsType[*guard.ConfigError](s.Err); !ok || !errors.Is(c, steps.ErrConfig) {
 		t.Errorf("%v is no ConfigError", s.Err)
 	}
 	if hints := strings.Join(s.Hints, "\n"); !strings.Contains(hints, "steps.yaml:9:7: ") {

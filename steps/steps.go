@@ -16,6 +16,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/http"
 	"time"
 )
 
@@ -188,6 +189,47 @@ const (
 type Capabilities struct {
 	Credentials CredentialSource
 	GitUser     GitUserSource
+	// ArgoCD is for Argo CD's resources: Applications, ApplicationSets and
+	// AppProjects.
+	ArgoCD ClusterSource
+	// ControlPlane is for Kargo's resources in the promotion's project.
+	ControlPlane ClusterSource
+}
+
+// Only returns the part of c that is behind the capabilities declared.
+func (c Capabilities) Only(declared []Capability) Capabilities {
+	var out Capabilities
+	for _, d := range declared {
+		switch d {
+		case AccessCredentials:
+			out.Credentials = c.Credentials
+		case AccessGitUser:
+			out.GitUser = c.GitUser
+		case AccessArgoCD:
+			out.ArgoCD = c.ArgoCD
+		case AccessControlPlane:
+			out.ControlPlane = c.ControlPlane
+		}
+	}
+	return out
+}
+
+// Names lists the capabilities that c holds an object for. It is never nil.
+func (c Capabilities) Names() []Capability {
+	names := []Capability{}
+	if c.ArgoCD != nil {
+		names = append(names, AccessArgoCD)
+	}
+	if c.ControlPlane != nil {
+		names = append(names, AccessControlPlane)
+	}
+	if c.Credentials != nil {
+		names = append(names, AccessCredentials)
+	}
+	if c.GitUser != nil {
+		names = append(names, AccessGitUser)
+	}
+	return names
 }
 
 // CredentialType selects among Kargo's kinds of repository credentials.
@@ -228,6 +270,20 @@ type GitUser struct {
 // GitUserSource resolves the system's git identity.
 type GitUserSource interface {
 	GitUser(ctx context.Context) (GitUser, error)
+}
+
+// ClusterSource reaches the API server of a Kubernetes cluster. Its credentials
+// stay with whoever made it.
+type ClusterSource interface {
+	// Client returns a client for a promotion of project. Of a request's URL only
+	// path and query count, so that any host will do:
+	//
+	//	client.Get("https://cluster/apis/argoproj.io/v1alpha1/namespaces/argocd/applications/shop")
+	//
+	// Bodies have at most 3 MiB and answers 8 MiB. Requests beyond the
+	// capability, and watches, fail without being sent. With client-go, use the
+	// client's Transport as rest.Config.Transport.
+	Client(project string) *http.Client
 }
 
 // SecretSource reads the Secrets of a project, for secretRef settings.

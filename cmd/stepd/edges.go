@@ -48,12 +48,14 @@ type edges struct {
 type edgeFlags struct {
 	allowHTTP               []string
 	kubeconfig, kubeContext string
+	clusters                clusterFlags
 	plugins                 pluginFlags
 }
 
 func (f *edgeFlags) add(fl *pflag.FlagSet) {
 	fl.StringArrayVar(&f.allowHTTP, "allow-http", nil, "in a dry run, really send GET and HEAD requests of http steps to URLs below this one (repeatable)")
-	fl.StringVar(&f.kubeconfig, "kubeconfig", "", "with --live: the cluster whose Argo CD Applications are synced (default: syncs are recorded)")
+	fl.StringVar(&f.kubeconfig, "kubeconfig", "", "the cluster with Argo CD's resources: its Applications are synced with --live (default: syncs are recorded), and plugins that were granted access-argocd may use it")
+	f.clusters.addControlPlane(fl)
 	f.plugins.add(fl)
 	f.plugins.addServers(fl)
 	fl.BoolVar(&f.plugins.debug, "debug-plugin", false, "say how to attach a debugger to each plugin, and use those that $STEPD_REATTACH_PLUGINS says run already")
@@ -82,6 +84,10 @@ func newEdges(ctx context.Context, a *app, f edgeFlags, live bool, set *load.Set
 	e.capabilities = steps.Capabilities{
 		Credentials: source,
 		GitUser:     a.redactor.GitUser(gitUserOf(set)),
+	}
+	f.clusters.argocd, f.clusters.argocdContext = f.kubeconfig, f.kubeContext
+	if err := f.clusters.sources(&e.capabilities, live, e.effects); err != nil {
+		return nil, err
 	}
 	registries := &ociart.Transports{}
 

@@ -18,6 +18,7 @@ import (
 
 	"github.com/stepd/stepd/internal/configschema"
 	"github.com/stepd/stepd/runner"
+	"github.com/stepd/stepd/runner/guard"
 	"github.com/stepd/stepd/steps"
 	"github.com/stepd/stepd/steps/ociverified"
 )
@@ -51,6 +52,7 @@ type execFlags struct {
 	timeout                                         time.Duration
 	secrets                                         []string
 	hosted                                          hostedFlags
+	clusters                                        clusterFlags
 	plugins                                         pluginFlags
 }
 
@@ -75,6 +77,7 @@ func newExecCommand(a *app) *cobra.Command {
 	format := &choice{value: "keyvalue", of: []string{"keyvalue", "json"}}
 	fl.Var(format, "format", "format of the outputs; output.source.format of the CustomPromotionStep has to say the same")
 	f.hosted.add(fl)
+	f.clusters.add(fl)
 	f.plugins.add(fl)
 	f.plugins.addServers(fl)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -114,7 +117,11 @@ func (f *execFlags) run(ctx context.Context, a *app, kind, format string) error 
 	if !ok {
 		return usageError("no step is named %q; there are %s", kind, strings.Join(registry.Kinds(), ", "))
 	}
-	result, err := runToEnd(ctx, a, reg, documentCapabilities(a, set), sc)
+	caps, err := documentCapabilities(a, set, f.clusters)
+	if err != nil {
+		return usageError("%w", err)
+	}
+	result, err := runToEnd(ctx, a, reg, caps, sc)
 	// What a failed step put out is put out all the same: Kargo shows it.
 	if writeErr := writeOutputs(a, result.Output, format); writeErr != nil {
 		return &exitError{code: exitFailed, err: errors.Join(err, writeErr)}
@@ -224,18 +231,10 @@ func runToEnd(ctx context.Context, a *app, reg steps.Registration, caps steps.Ca
 			return steps.Result{Status: steps.Errored}, err
 		}
 	}
-	var granted steps.Capabilities
-	for _, c := range reg.RequiredCapabilities {
-		switch c {
-		case steps.AccessCredentials:
-			granted.Credentials = caps.Credentials
-		case steps.AccessGitUser:
-			granted.GitUser = caps.GitUser
-		}
-	}
+	granted := caps.Only(reg.RequiredCapabilities)
 	for {
-		attempt := runner.Redacted(runner.Recovered(runner.Limited(
-			runner.Validated(reg.New(granted), reg.Name, schema), reg.DefaultTimeout), sc.Log), a.redactor)
+		attempt := guard.Redacted(guard.Recovered(guard.Limited(
+			guard.Validated(reg.New(granted), reg.Name, schema), reg.DefaultTimeout), sc.Log), a.redactor)
 		r, err := attempt.Run(ctx, sc)
 		if err != nil && r.Status != steps.Failed {
 			r.Status = steps.Errored

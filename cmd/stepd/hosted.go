@@ -15,9 +15,13 @@ import (
 	"google.golang.org/grpc"
 	credtls "google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"k8s.io/client-go/rest"
 
+	"github.com/stepd/stepd/internal/clusteraccess"
 	"github.com/stepd/stepd/internal/credentials"
+	"github.com/stepd/stepd/internal/effects"
 	"github.com/stepd/stepd/internal/gitrepo"
+	"github.com/stepd/stepd/internal/kubeconfig"
 	"github.com/stepd/stepd/internal/ociart"
 	"github.com/stepd/stepd/internal/sigverify"
 	"github.com/stepd/stepd/internal/verification"
@@ -110,10 +114,54 @@ func newHosted(f hostedFlags, trust ociverified.TrustFiles, secrets steps.Secret
 	return h, nil
 }
 
+// clusterFlags name the clusters that steps may be given access to.
+type clusterFlags struct {
+	argocd, controlPlane string
+	argocdContext        string // set by run
+}
+
+func (f *clusterFlags) add(fl *pflag.FlagSet) {
+	fl.StringVar(&f.argocd, "argocd-kubeconfig", "", "kubeconfig of the cluster with Argo CD's resources, for steps that were granted access-argocd (default: no access)")
+	f.addControlPlane(fl)
+}
+
+func (f *clusterFlags) addControlPlane(fl *pflag.FlagSet) {
+	fl.StringVar(&f.controlPlane, "control-plane-kubeconfig", "", "kubeconfig of the cluster with Kargo's resources, for steps that were granted access-control-plane (default: no access)")
+}
+
+// sources fills in the clusters of caps. A dry run can read them.
+func (f *clusterFlags) sources(caps *steps.Capabilities, live bool, log *effects.Log) error {
+	for _, c := range []struct {
+		kubeconfig, context string
+
+		make func(clusteraccess.Options) (steps.ClusterSource, error)
+		to   *steps.ClusterSource
+	}{
+		{f.argocd, f.argocdContext, clusteraccess.ArgoCD, &caps.ArgoCD},
+		{f.controlPlane, "", clusteraccess.ControlPlane, &caps.ControlPlane},
+	} {
+		if c.kubeconfig == "" {
+			continue
+		}
+		config, err := kubeconfig.Load(c.kubeconfig, c.context)
+		if err != nil {
+			return err
+		}
+		client, err := rest.HTTPClientFor(config)
+		if err != nil {
+			return fmt.Errorf("cannot use kubeconfig %s: %w", c.kubeconfig, err)
+		}
+		if *c.to, err = c.make(clusteraccess.Options{Client: client, Server: config.Host, ReadOnly: !live, Effects: log}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // documentCapabilities are what an operator's Kargo documents and this
 // machine's own settings allow steps to use.
-func documentCapabilities(a *app, set *load.Set) steps.Capabilities {
-	return steps.Capabilities{
+func documentCapabilities(a *app, set *load.Set, clusters clusterFlags) (steps.Capabilities, error) {
+	caps := steps.Capabilities{
 		Credentials: a.redactor.Credentials(credentials.Chain(
 			credentials.FromSecrets(secretsOf(set), credentials.SecretOptions{
 				SharedNamespace: sharedNamespace(), AllowHTTP: os.Getenv("ALLOW_CREDENTIALS_OVER_HTTP") == "true",
@@ -122,6 +170,7 @@ func documentCapabilities(a *app, set *load.Set) steps.Capabilities {
 		)),
 		GitUser: a.redactor.GitUser(gitUserOf(set)),
 	}
+	return caps, clusters.sources(&caps, true, nil)
 }
 
 // readSecrets reads the documents that credentials come from and makes their

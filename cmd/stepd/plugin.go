@@ -73,7 +73,7 @@ func newPluginInstallCommand(a *app, f *pluginFlags) *cobra.Command {
 	}
 	cmd.Flags().StringVar(&name, "name", "", "name of the plugin (default: the program's file name, or the repository's last part)")
 	cmd.Flags().StringVar(&verify, "verify", "", "file with the verification policy of an oci:// program")
-	cmd.Flags().StringArrayVar(&grants, "grant", nil, "capability that the plugin may have: access-credentials or access-git-user (repeatable)")
+	cmd.Flags().StringArrayVar(&grants, "grant", nil, "capability that the plugin may have: access-argocd, access-control-plane, access-credentials or access-git-user (repeatable)")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		host, err := f.options(a.log())
 		if err != nil {

@@ -33,18 +33,12 @@ func TestPluginExampleFromItsOwnModule(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds a program")
 	}
-	checkout, dir := repository(t), t.TempDir()
-	copyFile(t, filepath.Join(checkout, "examples/plugin-step/main.go"), filepath.Join(dir, "main.go"))
-	copyFile(t, filepath.Join(checkout, "go.sum"), filepath.Join(dir, "go.sum"))
-	writeFile(t, filepath.Join(dir, "go.mod"), "module example.com/checksum\n\ngo 1.26.0\n\n"+
-		"require github.com/stepd/stepd v0.0.0\n\nreplace github.com/stepd/stepd => "+checkout+"\n")
-	program := filepath.Join(dir, "stepd-step-checksum")
-	build := exec.CommandContext(t.Context(), "go", "build", "-mod=mod", "-o", program, ".")
-	build.Dir = dir
-	build.Env = append(os.Environ(), "GOFLAGS=", "GOWORK=off")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
+	source, err := os.ReadFile(filepath.Join(repository(t), "examples/plugin-step/main.go"))
+	if err != nil {
+		t.Fatal(err)
 	}
+	program := filepath.Join(t.TempDir(), "stepd-step-checksum")
+	buildOutside(t, program, string(source))
 	t.Setenv("XDG_DATA_HOME", t.TempDir())
 	t.Setenv("XDG_STATE_HOME", t.TempDir())
 	if out, code := stepd(t, "plugin", "install", program); code != exitOK {

@@ -47,6 +47,7 @@ type serveFlags struct {
 	maxRequestBytes        int
 	stepTimeout, drain     time.Duration
 	hosted                 hostedFlags
+	clusters               clusterFlags
 	plugins                pluginFlags
 	kargo                  kargoFlags
 }
@@ -86,6 +87,7 @@ func newServeCommand(a *app) *cobra.Command {
 	fl.DurationVar(&f.stepTimeout, "step-timeout", 30*time.Minute, "bound of one attempt, besides the caller's deadline")
 	fl.DurationVar(&f.drain, "drain", 30*time.Second, "how long running steps may go on after SIGTERM")
 	f.hosted.add(fl)
+	f.clusters.add(fl)
 	f.plugins.add(fl)
 	f.kargo.add(fl)
 	return cmd
@@ -119,7 +121,10 @@ func (f *serveFlags) run(ctx context.Context, a *app) error {
 	if opts.Tracing, err = serve.TracingFromEnvironment(ctx, version); err != nil {
 		return usageError("%w", err)
 	}
-	caps := documentCapabilities(a, set)
+	caps, err := documentCapabilities(a, set, f.clusters)
+	if err != nil {
+		return usageError("%w", err)
+	}
 	opts.Log = log
 	opts.Steps = rpc.ServerOptions{
 		Steps:    append(own.registrations, fromPlugins...),

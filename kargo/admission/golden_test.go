@@ -30,6 +30,7 @@ import (
 	"github.com/stepd/stepd/kargo/admission"
 	"github.com/stepd/stepd/kargo/wire"
 	"github.com/stepd/stepd/runner"
+	"github.com/stepd/stepd/runner/guard"
 	"github.com/stepd/stepd/runner/load"
 	"github.com/stepd/stepd/steps"
 	"github.com/stepd/stepd/steps/builtin"
@@ -254,7 +255,7 @@ func (g *goldenRun) sidecar(t *testing.T, registry *runner.Registry) http.Handle
 			t.Error(err)
 		}
 		reg, _ := registry.Lookup(claims.Kind)
-		res, err := runner.Validated(reg.New(steps.Capabilities{}), claims.Kind, schema).Run(req.Context(), &sc)
+		res, err := guard.Validated(reg.New(steps.Capabilities{}), claims.Kind, schema).Run(req.Context(), &sc)
 		a := wire.Answer{Status: res.Status, Message: res.Message, Output: res.Output}
 		if err != nil {
 			a = g.failed(claims, err)

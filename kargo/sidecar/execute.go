@@ -12,6 +12,7 @@ import (
 	"github.com/stepd/stepd/kargo/wire"
 	"github.com/stepd/stepd/runner"
 	"github.com/stepd/stepd/runner/expr"
+	"github.com/stepd/stepd/runner/guard"
 	"github.com/stepd/stepd/runner/kargoapi"
 	"github.com/stepd/stepd/steps"
 )
@@ -184,8 +185,8 @@ func (s *Server) attempt(ctx context.Context, op *operation, step steps.Runner, 
 	}
 	s.say(op, "the step runs")
 	begin := time.Now()
-	wrapped := runner.Redacted(runner.Recovered(runner.Limited(
-		runner.Validated(step, op.kind.Name, op.kind.schema), left), op.log), op.redactor)
+	wrapped := guard.Redacted(guard.Recovered(guard.Limited(
+		guard.Validated(step, op.kind.Name, op.kind.schema), left), op.log), op.redactor)
 	result, err = wrapped.Run(ctx, sc)
 	s.metrics.attempted(op, result.Status, err, time.Since(begin))
 	if err != nil && op.ctx.Err() != nil {

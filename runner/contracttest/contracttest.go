@@ -8,7 +8,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
+	"io/fs"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -70,6 +74,33 @@ func (Credentials) Get(_ context.Context, project string, typ steps.CredentialTy
 	return &steps.Credentials{Username: Username, Password: Password}, nil
 }
 
+// Cluster is a source whose API server answers every request with what it was
+// asked, but for those below /forbidden, which go beyond the capability.
+type Cluster struct{}
+
+// Client implements steps.ClusterSource.
+func (Cluster) Client(project string) *http.Client {
+	return &http.Client{Transport: apiServer(project)}
+}
+
+type apiServer string // the project
+
+// RoundTrip implements http.RoundTripper.
+func (project apiServer) RoundTrip(req *http.Request) (*http.Response, error) {
+	if strings.HasPrefix(req.URL.Path, "/forbidden") {
+		return nil, fmt.Errorf("not for %s: %w", project, fs.ErrPermission)
+	}
+	var body []byte
+	if req.Body != nil {
+		var err error
+		if body, err = io.ReadAll(req.Body); err != nil {
+			return nil, err
+		}
+	}
+	answer := strings.Join([]string{string(project), req.Method, req.URL.RequestURI(), req.Header.Get("Content-Type"), string(body)}, " ")
+	return &http.Response{StatusCode: http.StatusConflict, Header: http.Header{"Content-Type": {"text/plain"}}, Body: io.NopCloser(strings.NewReader(answer)), Request: req}, nil
+}
+
 // Run holds a subject against the contract.
 func Run(t *testing.T, s Subject) {
 	t.Setenv(EnvSecret, "visible to this process only")
@@ -81,6 +112,7 @@ func Run(t *testing.T, s Subject) {
 	t.Run("cancel", s.cancel)
 	t.Run("large output", s.largeOutput)
 	t.Run("credentials", s.credentials)
+	t.Run("cluster access", s.cluster)
 	t.Run("log", s.log)
 	t.Run("concurrent calls", s.concurrent)
 }
@@ -370,14 +402,39 @@ func (s Subject) credentials(t *testing.T) {
 	}
 }
 
-// declared is what an engine hands to a factory: what the step declares.
-func declared(reg steps.Registration, c steps.Capabilities) steps.Capabilities {
-	for _, d := range reg.RequiredCapabilities {
-		if d == steps.AccessCredentials {
-			return c
+func (s Subject) cluster(t *testing.T) {
+	both := steps.Capabilities{ArgoCD: Cluster{}, ControlPlane: Cluster{}}
+	for _, tc := range []struct {
+		reason, kind string
+		caps         steps.Capabilities
+		granted      bool
+	}{
+		{"nothing was granted", "contract-cluster", steps.Capabilities{}, false},
+		{"granted, but never declared", "contract-undeclared", both, false},
+		{"declared and granted", "contract-cluster", both, s.GrantsOnCall},
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), deadline)
+		defer cancel()
+		reg := s.Lookup(t, tc.kind)
+		r, err := reg.New(declared(reg, tc.caps)).Run(ctx, s.NewContext(t))
+		if err != nil {
+			t.Errorf("%s: %v", tc.reason, err)
+			continue
+		}
+		got := map[string]any{"argocd": r.Output["argocd"], "controlPlane": r.Output["controlPlane"]}
+		want := map[string]any{"argocd": nil, "controlPlane": nil}
+		if tc.granted {
+			want["argocd"] = "409 text/plain acme PATCH /apis/argoproj.io/v1alpha1/namespaces/argocd/applications/shop?fieldManager=a%20b application/merge-patch+json {}"
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tc.reason, diff)
 		}
 	}
-	return steps.Capabilities{}
+}
+
+// declared is what an engine hands to a factory: what the step declares.
+func declared(reg steps.Registration, c steps.Capabilities) steps.Capabilities {
+	return c.Only(reg.RequiredCapabilities)
 }
 
 func (s Subject) log(t *testing.T) {

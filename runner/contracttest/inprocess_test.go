@@ -8,6 +8,7 @@ import (
 	"github.com/stepd/stepd/internal/configschema"
 	"github.com/stepd/stepd/runner"
 	"github.com/stepd/stepd/runner/contracttest"
+	"github.com/stepd/stepd/runner/guard"
 	"github.com/stepd/stepd/steps"
 )
 
@@ -39,7 +40,7 @@ func subject(t testing.TB) contracttest.Subject {
 			reg.New = func(caps steps.Capabilities) steps.Runner {
 				return steps.RunnerFunc(func(ctx context.Context, sc *steps.Context) (steps.Result, error) {
 					log := slog.New(slog.DiscardHandler)
-					return runner.Recovered(runner.Validated(factory(caps), kind, schema), log).Run(ctx, sc)
+					return guard.Recovered(guard.Validated(factory(caps), kind, schema), log).Run(ctx, sc)
 				})
 			}
 			return reg

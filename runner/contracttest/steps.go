@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -44,6 +47,11 @@ func Steps() []steps.Registration {
 		New:      probe,
 		Metadata: steps.Metadata{RequiredCapabilities: []steps.Capability{steps.AccessCredentials, steps.AccessGitUser}},
 	}
+	cluster := steps.Registration{
+		Name:     "contract-cluster",
+		New:      callCluster,
+		Metadata: steps.Metadata{RequiredCapabilities: []steps.Capability{steps.AccessArgoCD}},
+	}
 	undeclared := steps.Registration{
 		Name: "contract-undeclared",
 		New:  probe,
@@ -52,6 +60,7 @@ func Steps() []steps.Registration {
 		succeed,
 		config,
 		credentials,
+		cluster,
 		undeclared,
 		step("contract-fail", func(context.Context, *steps.Context) (steps.Result, error) {
 			return steps.Result{Status: steps.Failed, Message: "not today", Output: map[string]any{"partial": true}}, nil
@@ -148,6 +157,48 @@ func probe(c steps.Capabilities) steps.Runner {
 			if _, err := c.Credentials.Get(ctx, "another-project", steps.CredentialsGit, RepoURL); err == nil {
 				return steps.Result{}, errors.New("got another project's credentials")
 			}
+		}
+		return steps.Result{Status: steps.Succeeded, Output: out}, nil
+	})
+}
+
+// callCluster reports what Argo CD's API server answered.
+func callCluster(c steps.Capabilities) steps.Runner {
+	return steps.RunnerFunc(func(ctx context.Context, sc *steps.Context) (steps.Result, error) {
+		out := map[string]any{}
+		if c.ControlPlane != nil {
+			out["controlPlane"] = true // which this step never declared
+		}
+		if c.ArgoCD == nil {
+			return steps.Result{Status: steps.Succeeded, Output: out}, nil
+		}
+		client := c.ArgoCD.Client(sc.Project)
+		req, err := http.NewRequestWithContext(ctx, http.MethodPatch,
+			"https://cluster/apis/argoproj.io/v1alpha1/namespaces/argocd/applications/shop?fieldManager=a%20b", strings.NewReader("{}"))
+		if err != nil {
+			return steps.Result{}, err
+		}
+		req.Header.Set("Content-Type", "application/merge-patch+json")
+		resp, err := client.Do(req)
+		if err != nil {
+			return steps.Result{}, err
+		}
+		defer func() { _ = resp.Body.Close() }()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			return steps.Result{}, err
+		}
+		out["argocd"] = fmt.Sprint(resp.StatusCode, " ", resp.Header.Get("Content-Type"), " ", string(body))
+		beyond, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://cluster/forbidden", nil)
+		if err != nil {
+			return steps.Result{}, err
+		}
+		refused, err := client.Do(beyond)
+		if err == nil {
+			return steps.Result{}, errors.Join(errors.New("a request beyond the capability was sent"), refused.Body.Close())
+		}
+		if !errors.Is(err, fs.ErrPermission) {
+			return steps.Result{}, fmt.Errorf("a request beyond the capability: %w", err)
 		}
 		return steps.Result{Status: steps.Succeeded, Output: out}, nil
 	})

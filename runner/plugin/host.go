@@ -155,7 +155,7 @@ func (r *pluginRunner) Run(ctx context.Context, sc *steps.Context) (steps.Result
 	p.step.Store(&sc.Alias)
 	if len(r.step.RequiredCapabilities) > 0 && sc.Log != nil {
 		sc.Log.Info("plugin capabilities", "plugin", r.entry.Name,
-			"requested", r.step.RequiredCapabilities, "offered", rpc.Names(r.caps), "granted", r.entry.Grants)
+			"requested", r.step.RequiredCapabilities, "granted", r.caps.Only(r.entry.Grants).Names())
 	}
 	result, err := p.runners[r.step.Name].New(r.caps).Run(ctx, sc)
 	_, ofTheStep := errors.AsType[*rpc.StepError](err)

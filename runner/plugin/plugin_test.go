@@ -181,7 +181,7 @@ func self(t testing.TB) string {
 }
 
 func TestContract(t *testing.T) {
-	h := open(t, install(t, "stepd-step-contract", steps.AccessCredentials))
+	h := open(t, install(t, "stepd-step-contract", steps.AccessCredentials, steps.AccessArgoCD))
 	contracttest.Run(t, contracttest.Subject{
 		Lookup: lookup(h), GrantsOnCall: true, SeparateProcess: true, MaxOutput: rpc.MaxOutputBytes,
 	})
@@ -197,6 +197,10 @@ func TestNothingIsGrantedThatTheOperatorDidNotGrant(t *testing.T) {
 	r, err := reg.New(steps.Capabilities{Credentials: contracttest.Credentials{}}).Run(t.Context(), contracttest.Subject{}.NewContext(t))
 	if err != nil || r.Output["credentials"] != false {
 		t.Errorf("got %v, %v; want no credentials", r.Output, err)
+	}
+	r, err = lookup(h)(t, "contract-cluster").New(steps.Capabilities{ArgoCD: contracttest.Cluster{}}).Run(t.Context(), contracttest.Subject{}.NewContext(t))
+	if err != nil || r.Output["argocd"] != nil {
+		t.Errorf("got %v, %v; want no cluster", r.Output, err)
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -71,7 +70,7 @@ func newProcess(e Entry, workDir string, opts *HostOptions) *process {
 		id := p.broker.NextId()
 		// Ends with the broker, which ends with the connection.
 		go p.broker.AcceptAndServe(id, func(opts []grpc.ServerOption) *grpc.Server {
-			s := grpc.NewServer(opts...)
+			s := grpc.NewServer(append(opts, grpc.MaxRecvMsgSize(4<<20), grpc.MaxSendMsgSize(rpc.MaxMessageBytes))...)
 			stepdv1.RegisterHostServiceServer(s, &p.grants)
 			return s
 		})
@@ -212,13 +211,7 @@ func (p *process) exited() bool { return p.client == nil || p.client.Exited() }
 // grant implements rpc.ClientOptions.Grant: it gives what the step declares
 // and the operator granted, and logs both.
 func (p *process) grant(sc *steps.Context, caps steps.Capabilities) rpc.Grant {
-	if !slices.Contains(p.entry.Grants, steps.AccessCredentials) {
-		caps.Credentials = nil
-	}
-	if !slices.Contains(p.entry.Grants, steps.AccessGitUser) {
-		caps.GitUser = nil
-	}
-	g := p.grants.Add(sc, caps)
+	g := p.grants.Add(sc, caps.Only(p.entry.Grants))
 	if len(g.Capabilities) > 0 {
 		g.HostServiceID = p.hostID()
 	}

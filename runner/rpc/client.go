@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	stepdv1 "github.com/stepd/stepd/proto/stepd/v1"
 	"github.com/stepd/stepd/steps"
@@ -128,18 +129,26 @@ func (r *remoteRunner) Run(ctx context.Context, sc *steps.Context) (steps.Result
 		case events > floodFactor*maxEvents:
 			return errored(), steps.Terminal(fmt.Errorf("step %q was stopped: it sent more than %d log records", r.kind, floodFactor*maxEvents))
 		}
+		size := proto.Size(event)
+		tooMuch := events > maxEvents || size > maxEventBytes // which a Server does not send
 		switch event := event.GetEvent().(type) {
 		case *stepdv1.RunStepResponse_Log:
-			if events < maxEvents+1 {
+			if !tooMuch {
 				replay(ctx, sc.Log, event.Log)
 			}
 		case *stepdv1.RunStepResponse_Progress:
 			p := event.Progress
+			if tooMuch {
+				break
+			}
 			ReportProgress(ctx, p.GetMessage(), p.GetCompleted(), p.GetTotal())
-			if sc.Log != nil && events < maxEvents {
+			if sc.Log != nil {
 				sc.Log.InfoContext(ctx, p.GetMessage(), "completed", p.GetCompleted(), "total", p.GetTotal())
 			}
 		case *stepdv1.RunStepResponse_Result:
+			if size > MaxOutputBytes+maxEventBytes {
+				return errored(), steps.Terminal(fmt.Errorf("step %q returned %d bytes, and the limit is %d", r.kind, size, MaxOutputBytes))
+			}
 			return resultFromProto(event.Result)
 		}
 	}

@@ -198,6 +198,11 @@ func resultToProto(r steps.Result, err error) (*stepdv1.StepResult, error) {
 // resultFromProto is the inverse of resultToProto. A status it does not know
 // is an error of the server's.
 func resultFromProto(p *stepdv1.StepResult) (steps.Result, error) {
+	for _, s := range []*structpb.Struct{p.GetOutput(), p.GetHealthCheck().GetInput(), p.GetError().GetDetail()} {
+		if err := checkStruct(s); err != nil {
+			return errored(), steps.Terminal(fmt.Errorf("cannot use the step's result: %w", err))
+		}
+	}
 	r := steps.Result{
 		Status:  statusFromProto(p.GetStatus()),
 		Message: p.GetMessage(),

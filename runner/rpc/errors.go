@@ -10,7 +10,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/stepd/stepd/internal/configschema"
 	stepdv1 "github.com/stepd/stepd/proto/stepd/v1"
+	"github.com/stepd/stepd/runner/guard"
 	"github.com/stepd/stepd/steps"
 )
 
@@ -20,25 +22,6 @@ type FieldViolation struct {
 	Field       string
 	Description string
 }
-
-// ConfigError is a config that its step's schema does not accept. It wraps
-// steps.ErrConfig.
-type ConfigError struct {
-	Kind       string
-	Violations []FieldViolation
-}
-
-// Error lists the violations.
-func (e *ConfigError) Error() string {
-	lines := make([]string, len(e.Violations))
-	for i, v := range e.Violations {
-		lines[i] = v.Description
-	}
-	return fmt.Sprintf("invalid %s config: %s", e.Kind, strings.Join(lines, "; "))
-}
-
-// Unwrap makes errors.Is(err, steps.ErrConfig) hold.
-func (e *ConfigError) Unwrap() error { return steps.ErrConfig }
 
 // StepError is an error that a step reported over the wire. It wraps what the
 // original wrapped of the errors a caller decides by: steps.ErrRefused,
@@ -98,7 +81,7 @@ func errorToProto(err error) *stepdv1.StepError {
 			break
 		}
 	}
-	var config *ConfigError
+	var config *guard.ConfigError
 	if errors.As(err, &config) {
 		p.Violations = violationsToProto(config.Violations)
 	}
@@ -138,10 +121,14 @@ func errorFromProto(p *stepdv1.StepError) error {
 	return err
 }
 
-func violationsToProto(vs []FieldViolation) []*stepdv1.FieldViolation {
+func violationsToProto(vs []configschema.Violation) []*stepdv1.FieldViolation {
 	out := make([]*stepdv1.FieldViolation, len(vs))
 	for i, v := range vs {
-		out[i] = &stepdv1.FieldViolation{Field: v.Field, Description: valid(v.Description)}
+		description := v.Message
+		if v.Hint != "" {
+			description += " (" + v.Hint + ")"
+		}
+		out[i] = &stepdv1.FieldViolation{Field: v.Pointer, Description: valid(description)}
 	}
 	return out
 }

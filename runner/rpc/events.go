@@ -28,15 +28,40 @@ const (
 // eventStream sends the log and progress of one attempt. A nil *eventStream
 // drops them. It is safe for concurrent use; nothing is sent after close,
 // however late a goroutine of the step still logs.
+//
+// A caller that does not read holds a step up until its attempt's context is
+// done, and no longer: sending is another goroutine's business.
 type eventStream struct {
+	stream grpc.ServerStreamingServer[stepdv1.RunStepResponse]
+	over   <-chan struct{} // the attempt's context is done
+	queue  chan *stepdv1.RunStepResponse
+	ended  chan struct{} // all of the queue was sent
+
 	mu      sync.Mutex
-	stream  grpc.ServerStreamingServer[stepdv1.RunStepResponse]
 	sent    int
 	dropped int
+	closed  bool
 }
 
-func newEventStream(stream grpc.ServerStreamingServer[stepdv1.RunStepResponse]) *eventStream {
-	return &eventStream{stream: stream}
+// queueLength is how many events wait for a caller to read.
+const queueLength = 16
+
+// start begins to send. It has to be called before anything is sent.
+func (s *eventStream) start(ctx context.Context) {
+	if s == nil {
+		return
+	}
+	s.over = ctx.Done()
+	s.queue = make(chan *stepdv1.RunStepResponse, queueLength)
+	s.ended = make(chan struct{})
+	go func() {
+		defer close(s.ended)
+		for e := range s.queue {
+			// A failed send means that the call is over, which the step learns
+			// from its context.
+			_ = s.stream.Send(e)
+		}
+	}()
 }
 
 func (s *eventStream) send(e *stepdv1.RunStepResponse) {
@@ -46,29 +71,52 @@ func (s *eventStream) send(e *stepdv1.RunStepResponse) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case s.stream == nil:
+	case s.closed:
 	case s.sent >= maxEvents, proto.Size(e) > maxEventBytes:
 		s.dropped++
-	default:
+	case s.enqueue(e):
 		s.sent++
-		// A failed send means that the call is over, which the step learns
-		// from its context.
-		_ = s.stream.Send(e)
+	default:
+		s.dropped++
 	}
 }
 
-// close ends the stream of events and says how many were dropped.
+// enqueue tells whether e will be sent: also after the attempt is over, as long
+// as there is room.
+func (s *eventStream) enqueue(e *stepdv1.RunStepResponse) bool {
+	select {
+	case s.queue <- e:
+		return true
+	default:
+	}
+	select {
+	case s.queue <- e:
+		return true
+	case <-s.over:
+		return false
+	}
+}
+
+// close ends the stream of events and says how many were dropped. The attempt's
+// context has to be done. It returns when the caller has read everything, or
+// is gone.
 func (s *eventStream) close() {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.dropped > 0 {
-		attrs, _ := rounded.toStruct(map[string]any{"dropped": s.dropped}) // a number always encodes
+	s.closed = true
+	dropped := s.dropped
+	s.mu.Unlock()
+	if s.queue == nil { // the attempt never began
+		return
+	}
+	close(s.queue)
+	<-s.ended
+	if dropped > 0 {
+		attrs, _ := rounded.toStruct(map[string]any{"dropped": dropped}) // a number always encodes
 		_ = s.stream.Send(logEvent(&stepdv1.LogRecord{
 			Time: timestamppb.Now(), Level: int32(slog.LevelWarn),
 			Message: "the step logged too much; records were dropped", Attributes: attrs,
 		}))
 	}
-	s.stream = nil
 }
 
 func (s *eventStream) progress(message string, completed, total uint64) {

@@ -1,9 +1,17 @@
 package rpc
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strings"
 	"sync"
 
 	"google.golang.org/grpc"
@@ -15,7 +23,7 @@ import (
 )
 
 // Grants implements the HostService: it hands a running attempt, and nobody
-// else, the credentials it was granted. The zero value is ready.
+// else, what it was granted. The zero value is ready.
 type Grants struct {
 	stepdv1.UnimplementedHostServiceServer
 	mu     sync.Mutex
@@ -26,6 +34,7 @@ type Grants struct {
 type grant struct {
 	project string
 	caps    steps.Capabilities
+	log     *slog.Logger
 	over    <-chan struct{}
 }
 
@@ -44,7 +53,7 @@ type Grant struct {
 // Add makes caps available to the attempt that sc belongs to, under a fresh
 // token, until the grant is ended.
 func (g *Grants) Add(sc *steps.Context, caps steps.Capabilities) Grant {
-	granted := Names(caps)
+	granted := caps.Names()
 	if len(granted) == 0 {
 		return Grant{End: func() {}}
 	}
@@ -55,7 +64,11 @@ func (g *Grants) Add(sc *steps.Context, caps steps.Capabilities) Grant {
 	if g.tokens == nil {
 		g.tokens = map[string]grant{}
 	}
-	g.tokens[token] = grant{project: sc.Project, caps: caps, over: over}
+	log := sc.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	g.tokens[token] = grant{project: sc.Project, caps: caps, log: log, over: over}
 	return Grant{Token: token, Capabilities: granted, End: sync.OnceFunc(func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()
@@ -108,6 +121,82 @@ func (g *Grants) GetGitUser(ctx context.Context, req *stepdv1.GetGitUserRequest)
 	}, nil
 }
 
+// CallCluster implements the HostService. What goes beyond the capability the
+// source refuses, with an fs.ErrPermission; every request is logged.
+func (g *Grants) CallCluster(ctx context.Context, req *stepdv1.CallClusterRequest) (*stepdv1.CallClusterResponse, error) {
+	held, err := g.find(req.GetRunToken())
+	if err != nil {
+		return nil, err
+	}
+	capability := steps.Capability(req.GetCapability())
+	source := clusterOf(held.caps, capability)
+	if source == nil {
+		return nil, notGranted(capability)
+	}
+	ctx, cancel := held.bound(ctx)
+	defer cancel()
+	if !strings.HasPrefix(req.GetTarget(), "/") {
+		return nil, badRequest("target", "has to begin with a slash")
+	}
+	// The server and its credentials are the source's to add.
+	out, err := http.NewRequestWithContext(ctx, req.GetMethod(), clusterURL+req.GetTarget(), bytes.NewReader(req.GetBody()))
+	if err != nil {
+		return nil, badRequest("target", "makes no request: "+valid(err.Error()))
+	}
+	out.Header = header(req.GetAccept(), req.GetContentType())
+	resp, err := source.Client(held.project).Do(out)
+	if u, ok := errors.AsType[*url.Error](err); ok {
+		err = u.Err // without a URL that has a made-up host
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		held.log.Warn("cluster request refused", "capability", capability, "err", err)
+		return nil, status.Error(codes.PermissionDenied, err.Error())
+	}
+	if err != nil {
+		return nil, status.Error(codes.Unavailable, err.Error())
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxClusterAnswer+1))
+	if err == nil && len(body) > maxClusterAnswer {
+		err = fmt.Errorf("the API server's answer is longer than %d bytes", maxClusterAnswer)
+	}
+	if err != nil {
+		return nil, status.Error(codes.Unavailable, err.Error())
+	}
+	held.log.Info("cluster request", "capability", capability, "method", out.Method, "path", out.URL.Path, "code", resp.StatusCode)
+	return &stepdv1.CallClusterResponse{
+		StatusCode: uint32(resp.StatusCode), ContentType: resp.Header.Get("Content-Type"), Body: body,
+	}, nil
+}
+
+const (
+	// clusterURL stands before the target; nothing resolves it.
+	clusterURL = "https://cluster"
+	// maxClusterAnswer and maxClusterRequest bound bodies.
+	maxClusterAnswer, maxClusterRequest = 8 << 20, 3 << 20
+)
+
+func clusterOf(c steps.Capabilities, name steps.Capability) steps.ClusterSource {
+	switch name {
+	case steps.AccessArgoCD:
+		return c.ArgoCD
+	case steps.AccessControlPlane:
+		return c.ControlPlane
+	}
+	return nil
+}
+
+func header(accept, contentType string) http.Header {
+	h := http.Header{}
+	if accept != "" {
+		h.Set("Accept", accept)
+	}
+	if contentType != "" {
+		h.Set("Content-Type", contentType)
+	}
+	return h
+}
+
 func (g *Grants) find(token string) (grant, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -150,6 +239,10 @@ func HostCapabilities(conn grpc.ClientConnInterface, req *stepdv1.RunStepRequest
 			caps.Credentials = host
 		case steps.AccessGitUser:
 			caps.GitUser = host
+		case steps.AccessArgoCD:
+			caps.ArgoCD = hostCluster{host, steps.AccessArgoCD}
+		case steps.AccessControlPlane:
+			caps.ControlPlane = hostCluster{host, steps.AccessControlPlane}
 		}
 	}
 	return caps
@@ -188,5 +281,52 @@ func (h hostClient) GitUser(ctx context.Context) (steps.GitUser, error) {
 	}
 	return steps.GitUser{
 		Name: u.GetName(), Email: u.GetEmail(), SigningKey: u.GetSigningKey(), SigningKeyType: u.GetSigningKeyType(),
+	}, nil
+}
+
+// hostCluster sends requests to a cluster by way of the host.
+type hostCluster struct {
+	hostClient
+	capability steps.Capability
+}
+
+// Client implements steps.ClusterSource.
+func (h hostCluster) Client(project string) *http.Client {
+	return &http.Client{Transport: hostTransport{h, project}}
+}
+
+type hostTransport struct {
+	hostCluster
+	asked string
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t hostTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+	var body []byte
+	if req.Body != nil {
+		defer func() { _ = req.Body.Close() }()
+		var err error
+		if body, err = io.ReadAll(io.LimitReader(req.Body, maxClusterRequest+1)); err != nil {
+			return nil, err
+		}
+	}
+	if t.asked != t.project {
+		return nil, fmt.Errorf("cannot reach the cluster for project %q: this promotion belongs to project %q", t.asked, t.project)
+	}
+	resp, err := t.service.CallCluster(req.Context(), &stepdv1.CallClusterRequest{
+		RunToken: t.token, Capability: string(t.capability), Method: req.Method, Target: req.URL.RequestURI(),
+		Accept: req.Header.Get("Accept"), ContentType: req.Header.Get("Content-Type"), Body: body,
+	}, grpc.MaxCallRecvMsgSize(MaxMessageBytes))
+	switch {
+	case status.Code(err) == codes.PermissionDenied:
+		return nil, fmt.Errorf("%s: %w", status.Convert(err).Message(), fs.ErrPermission)
+	case err != nil:
+		return nil, fmt.Errorf("cannot reach the cluster through the host: %s", status.Convert(err).Message())
+	}
+	code := int(resp.GetStatusCode())
+	return &http.Response{
+		Status: fmt.Sprintf("%d %s", code, http.StatusText(code)), StatusCode: code, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: header("", resp.GetContentType()), Body: io.NopCloser(bytes.NewReader(resp.GetBody())),
+		ContentLength: int64(len(resp.GetBody())), Request: req,
 	}, nil
 }

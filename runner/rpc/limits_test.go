@@ -3,6 +3,9 @@ package rpc
 import (
 	"context"
 	"errors"
+	"io"
+	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -13,7 +16,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/stepd/stepd/internal/configschema"
 	stepdv1 "github.com/stepd/stepd/proto/stepd/v1"
+	"github.com/stepd/stepd/runner/guard"
 	"github.com/stepd/stepd/steps"
 )
 
@@ -140,6 +145,54 @@ func TestGrants(t *testing.T) {
 	}
 }
 
+// cluster is a ClusterSource that says for which project it was asked.
+type cluster struct{}
+
+func (cluster) Client(project string) *http.Client {
+	return &http.Client{Transport: transport(func(req *http.Request) (*http.Response, error) {
+		switch req.URL.Path {
+		case "/denied":
+			return nil, fs.ErrPermission
+		case "/down":
+			return nil, errors.New("connection refused")
+		}
+		return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(strings.NewReader(project + req.URL.RequestURI() + req.URL.Host))}, nil
+	})}
+}
+
+type transport func(*http.Request) (*http.Response, error)
+
+func (f transport) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
+func TestClusterCalls(t *testing.T) {
+	var g Grants
+	granted := g.Add(&steps.Context{Project: "mine"}, steps.Capabilities{ArgoCD: cluster{}})
+	defer granted.End()
+	for _, tc := range []struct {
+		reason                     string
+		token, capability, m, path string
+		code                       codes.Code
+		body                       string
+	}{
+		{"the attempt's own token", granted.Token, "access-argocd", "GET", "/a?b=c", codes.OK, "mine/a?b=ccluster"},
+		{"another token", "x", "access-argocd", "GET", "/", codes.Unauthenticated, ""},
+		{"another cluster", granted.Token, "access-control-plane", "GET", "/", codes.PermissionDenied, ""},
+		{"no cluster", granted.Token, "access-credentials", "GET", "/", codes.PermissionDenied, ""},
+		{"beyond the capability", granted.Token, "access-argocd", "GET", "/denied", codes.PermissionDenied, ""},
+		{"a cluster that is down", granted.Token, "access-argocd", "GET", "/down", codes.Unavailable, ""},
+		{"a target that continues the host", granted.Token, "access-argocd", "GET", ".evil.example/", codes.InvalidArgument, ""},
+		{"a target with user information", granted.Token, "access-argocd", "GET", "@evil.example/", codes.InvalidArgument, ""},
+		{"a method that is none", granted.Token, "access-argocd", "GET /x", "/", codes.InvalidArgument, ""},
+	} {
+		resp, err := g.CallCluster(t.Context(), &stepdv1.CallClusterRequest{
+			RunToken: tc.token, Capability: tc.capability, Method: tc.m, Target: tc.path,
+		})
+		if status.Code(err) != tc.code || string(resp.GetBody()) != tc.body {
+			t.Errorf("%s: %q, %v; want %q, %v", tc.reason, resp.GetBody(), err, tc.body, tc.code)
+		}
+	}
+}
+
 func TestErrorsKeepWhatCallersDecideBy(t *testing.T) {
 	for _, tc := range []struct {
 		reason string
@@ -148,7 +201,7 @@ func TestErrorsKeepWhatCallersDecideBy(t *testing.T) {
 	}{
 		{"refused", steps.ErrRefused, steps.ErrRefused},
 		{"conflict", steps.ErrConflict, steps.ErrConflict},
-		{"config", &ConfigError{Kind: "k", Violations: []FieldViolation{{"/a", "bad"}}}, steps.ErrConfig},
+		{"config", &guard.ConfigError{Kind: "k", Violations: []configschema.Violation{{Pointer: "/a", Message: "bad"}}}, steps.ErrConfig},
 		{"timeout", context.DeadlineExceeded, context.DeadlineExceeded},
 		{"canceled", context.Canceled, context.Canceled},
 		{"other", errors.New("x"), nil},
@@ -169,7 +222,7 @@ func TestErrorsKeepWhatCallersDecideBy(t *testing.T) {
 			t.Errorf("%s: has detail that nobody gave", tc.reason)
 		}
 	}
-	violations := errorFromProto(errorToProto(&ConfigError{Kind: "k", Violations: []FieldViolation{{"/a", "bad"}}}))
+	violations := errorFromProto(errorToProto(&guard.ConfigError{Kind: "k", Violations: []configschema.Violation{{Pointer: "/a", Message: "bad"}}}))
 	if e, ok := errors.AsType[*StepError](violations); !ok || len(e.Violations) != 1 || e.Violations[0].Field != "/a" {
 		t.Errorf("field violations were lost: %v", violations)
 	}

@@ -1,7 +1,11 @@
 package rpc_test
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"io"
+	"log/slog"
 	"net"
 	"path/filepath"
 	"strings"
@@ -14,6 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/stepd/stepd/internal/redact"
 	stepdv1 "github.com/stepd/stepd/proto/stepd/v1"
 	"github.com/stepd/stepd/runner/contracttest"
 	"github.com/stepd/stepd/runner/rpc"
@@ -159,6 +164,9 @@ func TestServersThatLie(t *testing.T) {
 				}
 			}
 		}},
+		{"an output over the limit", "the limit is", func(s grpc.ServerStreamingServer[stepdv1.RunStepResponse]) error {
+			return s.Send(result(&stepdv1.StepResult{Status: stepdv1.Status_STATUS_SUCCEEDED, Message: strings.Repeat("x", rpc.MaxOutputBytes+1<<20)}))
+		}},
 		{"a message over the limit", "larger than max", func(s grpc.ServerStreamingServer[stepdv1.RunStepResponse]) error {
 			return s.Send(result(&stepdv1.StepResult{Message: strings.Repeat("x", rpc.MaxMessageBytes+1)}))
 		}},
@@ -174,5 +182,77 @@ func TestServersThatLie(t *testing.T) {
 				t.Errorf("got %q, %v; want an error that says %q", r.Status, err, tc.says)
 			}
 		})
+	}
+}
+
+func TestOversizedRecordsAreNotLogged(t *testing.T) {
+	client := rpc.NewClient(dialService(t, func(g grpc.ServiceRegistrar) {
+		stepdv1.RegisterStepServiceServer(g, liar{run: func(s grpc.ServerStreamingServer[stepdv1.RunStepResponse]) error {
+			for _, message := range []string{"small", "LARGE" + strings.Repeat("x", 1<<20)} {
+				for _, e := range []*stepdv1.RunStepResponse{
+					{Event: &stepdv1.RunStepResponse_Log{Log: &stepdv1.LogRecord{Message: message}}},
+					{Event: &stepdv1.RunStepResponse_Progress{Progress: &stepdv1.Progress{Message: message}}},
+				} {
+					if err := s.Send(e); err != nil {
+						return err
+					}
+				}
+			}
+			return s.Send(&stepdv1.RunStepResponse{Event: &stepdv1.RunStepResponse_Result{Result: &stepdv1.StepResult{Status: stepdv1.Status_STATUS_SUCCEEDED}}})
+		}})
+	}), rpc.ClientOptions{})
+	var logged bytes.Buffer
+	sc := &steps.Context{WorkDir: "/", Log: slog.New(slog.NewTextHandler(&logged, nil))}
+	if _, err := lookup(client)(t, "lie").New(steps.Capabilities{}).Run(t.Context(), sc); err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(logged.String(), "small"); n != 2 || strings.Contains(logged.String(), "LARGE") {
+		t.Errorf("want two small records and no large one: %.500s", logged.String())
+	}
+}
+
+// leak puts a secret wherever a step can put something.
+type leak struct{ secret string }
+
+func (l leak) Error() string          { return "no " + l.secret }
+func (l leak) Detail() map[string]any { return map[string]any{"why": []any{l.secret}} }
+
+func TestNoSecretLeavesAServer(t *testing.T) {
+	const secret = "correct-horse-battery-staple"
+	redactor := redact.New()
+	redactor.Add(secret)
+	leaky := steps.Registration{Name: "leaky", New: func(steps.Capabilities) steps.Runner {
+		return steps.RunnerFunc(func(ctx context.Context, sc *steps.Context) (steps.Result, error) {
+			sc.Log.Info("a "+secret, "key", secret)
+			rpc.ReportProgress(ctx, secret, 1, 2)
+			return steps.Result{
+				Status: steps.Failed, Message: secret, Output: map[string]any{secret: map[string]any{"x": "a " + secret}},
+				HealthCheck: &steps.HealthCheck{Kind: "k", Input: map[string]any{"token": secret}},
+			}, leak{secret}
+		})
+	}}
+	var logged bytes.Buffer
+	service := stepdv1.NewStepServiceClient(dial(t, rpc.ServerOptions{
+		Steps: []steps.Registration{leaky}, Redactor: redactor, Log: slog.New(slog.NewTextHandler(&logged, nil)),
+	}))
+	stream, err := service.RunStep(t.Context(), &stepdv1.RunStepRequest{Kind: "leaky", Context: &stepdv1.StepContext{WorkDir: "/"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var events int
+	for ; ; events++ {
+		e, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text := e.String(); strings.Contains(text, secret) || !strings.Contains(text, redact.Mask) {
+			t.Errorf("the secret is not masked in %s", text)
+		}
+	}
+	if events != 3 || strings.Contains(logged.String(), secret) {
+		t.Errorf("%d events, want a record, progress and the result; logged %s", events, logged.String())
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"sort"
 	"sync"
 	"time"
@@ -19,6 +18,7 @@ import (
 	"github.com/stepd/stepd/internal/configschema"
 	"github.com/stepd/stepd/internal/redact"
 	stepdv1 "github.com/stepd/stepd/proto/stepd/v1"
+	"github.com/stepd/stepd/runner/guard"
 	"github.com/stepd/stepd/steps"
 )
 
@@ -107,7 +107,11 @@ func NewServer(opts ServerOptions) (*Server, error) {
 			if reg.ConfigSchema == nil {
 				return nil, nil
 			}
-			return configschema.Compile(reg.ConfigSchema)
+			schema, err := configschema.Compile(reg.ConfigSchema)
+			if err != nil {
+				return nil, fmt.Errorf("cannot use the config schema of step %q: %w", reg.Name, err)
+			}
+			return schema, nil
 		})}
 		s.names = append(s.names, reg.Name)
 	}
@@ -146,16 +150,23 @@ func (s *Server) ValidateConfig(_ context.Context, req *stepdv1.ValidateConfigRe
 	if err != nil {
 		return nil, err
 	}
-	violations, err := k.validate(fromConfig(req.GetConfig()))
+	schema, err := k.schema()
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}
-	return &stepdv1.ValidateConfigResponse{Violations: violationsToProto(violations)}, nil
+	if err := checkStruct(req.GetConfig()); err != nil {
+		return nil, badRequest("config", err.Error())
+	}
+	resp := &stepdv1.ValidateConfigResponse{}
+	if schema != nil {
+		resp.Violations = violationsToProto(schema.Validate(fromConfig(req.GetConfig())))
+	}
+	return resp, nil
 }
 
 // RunStep implements the StepService.
 func (s *Server) RunStep(req *stepdv1.RunStepRequest, stream grpc.ServerStreamingServer[stepdv1.RunStepResponse]) error {
-	events := newEventStream(stream)
+	events := &eventStream{stream: stream}
 	result, err := s.run(stream.Context(), req, events)
 	events.close()
 	if err != nil {
@@ -198,20 +209,24 @@ func (s *Server) run(ctx context.Context, req *stepdv1.RunStepRequest, events *e
 		return nil, err
 	}
 	defer done()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	if s.opts.Timeout > 0 {
-		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, s.opts.Timeout)
 		defer cancel()
 	}
+	events.start(ctx)
 
 	redactor := s.opts.Redactor
 	if redactor == nil {
 		redactor = redact.New()
 	}
-	log := slog.New(redactor.Handler(newTee(s.opts.Log.Handler(), events.handler()))).With(
-		"step", sc.Alias, "kind", k.Name, "promotion", sc.Promotion)
-	sc.Log = log
-	ctx = withProgress(ctx, events.progress)
+	// The caller knows which step this is.
+	own := s.opts.Log.With("step", sc.Alias, "kind", k.Name, "promotion", sc.Promotion)
+	sc.Log = slog.New(redactor.Handler(newTee(own.Handler(), events.handler())))
+	ctx = withProgress(ctx, func(message string, completed, total uint64) {
+		events.progress(redactor.String(message), completed, total)
+	})
 
 	finish := func(steps.Result, error) {}
 	if s.opts.Observer != nil {
@@ -220,11 +235,9 @@ func (s *Server) run(ctx context.Context, req *stepdv1.RunStepRequest, events *e
 			Number: req.GetAttempt(),
 		})
 	}
-	result, err := k.attempt(ctx, sc, func() steps.Capabilities {
-		return s.grant(ctx, k.Registration, req, redactor, log)
+	result, err := k.attempt(ctx, sc, redactor, func() steps.Capabilities {
+		return s.grant(ctx, k.Registration, req, redactor, sc.Log)
 	})
-	err = redactor.Error(err)
-	result.Message = redactor.String(result.Message)
 	p, encErr := encode(result, err, redactor)
 	if encErr != nil {
 		result, err = errored(), steps.Terminal(fmt.Errorf("cannot return the result of step %q: %w", k.Name, encErr))
@@ -234,25 +247,17 @@ func (s *Server) run(ctx context.Context, req *stepdv1.RunStepRequest, events *e
 	return p, nil
 }
 
-// attempt validates the config and runs the step, whose panic is an error. It
-// is what package runner's wrappers do in process, without the engine's
-// dependencies: every plugin program has this package in it.
-func (k *kind) attempt(ctx context.Context, sc *steps.Context, grant func() steps.Capabilities) (r steps.Result, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			sc.Log.Error("the step panicked", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-			r, err = errored(), steps.Terminal(fmt.Errorf("step %q panicked: %v", k.Name, p))
-		}
-	}()
-	violations, err := k.validate(sc.Config)
+// attempt runs the step under what surrounds it in every engine, and settles
+// the status of an attempt that failed.
+func (k *kind) attempt(ctx context.Context, sc *steps.Context, redactor *redact.Redactor, grant func() steps.Capabilities) (steps.Result, error) {
+	schema, err := k.schema()
 	if err != nil {
 		return errored(), steps.Terminal(err)
 	}
-	if len(violations) > 0 {
-		// Failed, not Errored: that is what Kargo's own steps answer.
-		return steps.Result{Status: steps.Failed}, steps.Terminal(&ConfigError{Kind: k.Name, Violations: violations})
-	}
-	r, err = k.New(grant()).Run(ctx, sc)
+	step := steps.RunnerFunc(func(ctx context.Context, sc *steps.Context) (steps.Result, error) {
+		return k.New(grant()).Run(ctx, sc)
+	})
+	r, err := guard.Redacted(guard.Recovered(guard.Validated(step, k.Name, schema), sc.Log), redactor).Run(ctx, sc)
 	if err == nil && !r.Status.Valid() {
 		err = fmt.Errorf("step %q answered with status %q, which is none of Kargo's", k.Name, r.Status)
 	}
@@ -260,25 +265,6 @@ func (k *kind) attempt(ctx context.Context, sc *steps.Context, grant func() step
 		r.Status = steps.Errored
 	}
 	return r, err
-}
-
-func (k *kind) validate(config map[string]any) ([]FieldViolation, error) {
-	schema, err := k.schema()
-	if err != nil {
-		return nil, fmt.Errorf("cannot use the config schema of step %q: %w", k.Name, err)
-	}
-	if schema == nil {
-		return nil, nil
-	}
-	var out []FieldViolation
-	for _, v := range schema.Validate(config) {
-		description := v.Message
-		if v.Hint != "" {
-			description += " (" + v.Hint + ")"
-		}
-		out = append(out, FieldViolation{Field: v.Pointer, Description: description})
-	}
-	return out, nil
 }
 
 func (s *Server) lookup(name string) (*kind, error) {
@@ -294,6 +280,11 @@ func (s *Server) lookup(name string) (*kind, error) {
 
 // stepContext decodes and confines what the caller sent.
 func (s *Server) stepContext(req *stepdv1.RunStepRequest) (*steps.Context, error) {
+	for field, v := range map[string]*structpb.Struct{"config": req.GetConfig(), "context.shared_state": req.GetContext().GetSharedState()} {
+		if err := checkStruct(v); err != nil {
+			return nil, badRequest(field, err.Error())
+		}
+	}
 	sc := contextFromProto(req.GetContext())
 	sc.Config = fromConfig(req.GetConfig())
 	if !s.opts.LocalFiles {
@@ -310,9 +301,9 @@ func (s *Server) grant(ctx context.Context, reg steps.Registration, req *stepdv1
 	}
 	var granted steps.Capabilities
 	if s.opts.Grant != nil {
-		granted = onlyDeclared(s.opts.Grant(ctx, reg, req), reg.RequiredCapabilities)
+		granted = s.opts.Grant(ctx, reg, req).Only(reg.RequiredCapabilities)
 	}
-	log.Info("capabilities", "requested", reg.RequiredCapabilities, "granted", Names(granted))
+	log.Info("capabilities", "requested", reg.RequiredCapabilities, "granted", granted.Names())
 	if granted.Credentials != nil {
 		granted.Credentials = redactor.Credentials(granted.Credentials)
 	}
@@ -322,45 +313,46 @@ func (s *Server) grant(ctx context.Context, reg steps.Registration, req *stepdv1
 	return granted
 }
 
-// onlyDeclared drops from c what is not among declared.
-func onlyDeclared(c steps.Capabilities, declared []steps.Capability) steps.Capabilities {
-	var out steps.Capabilities
-	for _, d := range declared {
-		switch d {
-		case steps.AccessCredentials:
-			out.Credentials = c.Credentials
-		case steps.AccessGitUser:
-			out.GitUser = c.GitUser
-		}
-	}
-	return out
-}
-
-// Names lists the capabilities that c holds an object for.
-func Names(c steps.Capabilities) []steps.Capability {
-	names := []steps.Capability{}
-	if c.Credentials != nil {
-		names = append(names, steps.AccessCredentials)
-	}
-	if c.GitUser != nil {
-		names = append(names, steps.AccessGitUser)
-	}
-	return names
-}
-
 // encode masks and encodes a result, and holds it against the limit.
 func encode(r steps.Result, err error, redactor *redact.Redactor) (*stepdv1.StepResult, error) {
-	if masked, ok := redactor.Value(r.Output).(map[string]any); ok {
-		r.Output = masked
-	}
 	p, encErr := resultToProto(r, err)
 	if encErr != nil {
 		return nil, encErr
+	}
+	for _, s := range []*structpb.Struct{p.GetOutput(), p.GetHealthCheck().GetInput(), p.GetError().GetDetail()} {
+		mask(s, redactor)
+	}
+	for _, v := range p.GetError().GetViolations() {
+		v.Description = redactor.String(v.GetDescription())
 	}
 	if size := proto.Size(p); size > MaxOutputBytes {
 		return nil, fmt.Errorf("it is %d bytes long, and the limit is %d", size, MaxOutputBytes)
 	}
 	return p, nil
+}
+
+// mask masks the secrets in s, keys included.
+func mask(s *structpb.Struct, redactor *redact.Redactor) {
+	for k, v := range s.GetFields() {
+		maskValue(v, redactor)
+		if masked := redactor.String(k); masked != k {
+			delete(s.Fields, k)
+			s.Fields[masked] = v
+		}
+	}
+}
+
+func maskValue(v *structpb.Value, redactor *redact.Redactor) {
+	switch kind := v.GetKind().(type) {
+	case *structpb.Value_StringValue:
+		kind.StringValue = redactor.String(kind.StringValue)
+	case *structpb.Value_StructValue:
+		mask(kind.StructValue, redactor)
+	case *structpb.Value_ListValue:
+		for _, item := range kind.ListValue.GetValues() {
+			maskValue(item, redactor)
+		}
+	}
 }
 
 // fromConfig decodes a config; absent is empty.

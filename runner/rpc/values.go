@@ -162,6 +162,35 @@ func fromValue(v *structpb.Value, whole func(int64) any) any {
 	return nil
 }
 
+// checkStruct holds what arrived against what toStruct sends: bounded nesting,
+// and numbers that JSON has.
+func checkStruct(s *structpb.Struct) error { return checkValue(structpb.NewStructValue(s), maxDepth) }
+
+func checkValue(v *structpb.Value, levels int) error {
+	if levels < 0 {
+		return fmt.Errorf("nested more than %d deep", maxDepth)
+	}
+	switch kind := v.GetKind().(type) {
+	case *structpb.Value_NumberValue:
+		if math.IsNaN(kind.NumberValue) || math.IsInf(kind.NumberValue, 0) {
+			return fmt.Errorf("%v is not a JSON number", kind.NumberValue)
+		}
+	case *structpb.Value_ListValue:
+		for _, item := range kind.ListValue.GetValues() {
+			if err := checkValue(item, levels-1); err != nil {
+				return err
+			}
+		}
+	case *structpb.Value_StructValue:
+		for _, item := range kind.StructValue.GetFields() {
+			if err := checkValue(item, levels-1); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // asInt and asInt64 are what steps.Context.Config and steps.Result.Output
 // promise for whole numbers.
 func asInt(i int64) any   { return int(i) }

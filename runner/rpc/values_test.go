@@ -9,6 +9,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
+
+	stepdv1 "github.com/stepd/stepd/proto/stepd/v1"
+	"github.com/stepd/stepd/steps"
 )
 
 func TestToStruct(t *testing.T) {
@@ -65,6 +68,46 @@ func TestToStruct(t *testing.T) {
 	}
 	if s, err := exact.toStruct(nil); s != nil || err != nil {
 		t.Errorf("a nil map: got %v, %v; want nil, so that absent stays absent", s, err)
+	}
+}
+
+func TestHostileValues(t *testing.T) {
+	nested := func(levels int) *structpb.Struct {
+		v := structpb.NewBoolValue(true)
+		for range levels - 1 {
+			v = structpb.NewListValue(&structpb.ListValue{Values: []*structpb.Value{v}})
+		}
+		return &structpb.Struct{Fields: map[string]*structpb.Value{"v": v}}
+	}
+	number := func(f float64) *structpb.Struct {
+		return &structpb.Struct{Fields: map[string]*structpb.Value{"v": structpb.NewNumberValue(f)}}
+	}
+	for _, tc := range []struct {
+		reason string
+		in     *structpb.Struct
+		ok     bool
+	}{
+		{"absent", nil, true},
+		{"as deep as is sent", nested(maxDepth), true},
+		{"deeper", nested(maxDepth + 1), false},
+		{"a number", number(1), true},
+		{"no number", number(math.NaN()), false},
+		{"beyond numbers", number(math.Inf(-1)), false},
+		{"a value without a kind", &structpb.Struct{Fields: map[string]*structpb.Value{"v": {}, "w": nil}}, true},
+	} {
+		if err := checkStruct(tc.in); (err == nil) != tc.ok {
+			t.Errorf("%s: %v", tc.reason, err)
+		}
+		if _, err := resultFromProto(&stepdv1.StepResult{Status: stepdv1.Status_STATUS_SUCCEEDED, Output: tc.in}); (err == nil) != tc.ok || !tc.ok && !steps.IsTerminal(err) {
+			t.Errorf("%s as an output: %v", tc.reason, err)
+		}
+	}
+	// What toStruct sends is what checkStruct accepts.
+	if _, err := exact.toStruct(fromStruct(nested(maxDepth), asInt64)); err != nil {
+		t.Error(err)
+	}
+	if _, err := exact.toStruct(fromStruct(nested(maxDepth+1), asInt64)); err == nil {
+		t.Error("more was sent than is accepted")
 	}
 }
 

@@ -2183,6 +2183,166 @@ func (x *GetGitUserResponse) GetSigningKeyType() string {
 	return ""
 }
 
+type CallClusterRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	RunToken string                 `protobuf:"bytes,1,opt,name=run_token,json=runToken,proto3" json:"run_token,omitempty"`
+	// "access-argocd" or "access-control-plane": which cluster.
+	Capability string `protobuf:"bytes,2,opt,name=capability,proto3" json:"capability,omitempty"`
+	// GET, POST, PUT, PATCH or DELETE.
+	Method string `protobuf:"bytes,3,opt,name=method,proto3" json:"method,omitempty"`
+	// Path and query on the API server, for example
+	// "/apis/argoproj.io/v1alpha1/namespaces/argocd/applications/shop".
+	Target string `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
+	// The request's headers Accept and Content-Type; may be empty.
+	Accept      string `protobuf:"bytes,5,opt,name=accept,proto3" json:"accept,omitempty"`
+	ContentType string `protobuf:"bytes,6,opt,name=content_type,json=contentType,proto3" json:"content_type,omitempty"`
+	// At most 3 MiB, Kubernetes' own limit.
+	Body          []byte `protobuf:"bytes,7,opt,name=body,proto3" json:"body,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CallClusterRequest) Reset() {
+	*x = CallClusterRequest{}
+	mi := &file_stepd_v1_step_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CallClusterRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CallClusterRequest) ProtoMessage() {}
+
+func (x *CallClusterRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stepd_v1_step_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CallClusterRequest.ProtoReflect.Descriptor instead.
+func (*CallClusterRequest) Descriptor() ([]byte, []int) {
+	return file_stepd_v1_step_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *CallClusterRequest) GetRunToken() string {
+	if x != nil {
+		return x.RunToken
+	}
+	return ""
+}
+
+func (x *CallClusterRequest) GetCapability() string {
+	if x != nil {
+		return x.Capability
+	}
+	return ""
+}
+
+func (x *CallClusterRequest) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *CallClusterRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *CallClusterRequest) GetAccept() string {
+	if x != nil {
+		return x.Accept
+	}
+	return ""
+}
+
+func (x *CallClusterRequest) GetContentType() string {
+	if x != nil {
+		return x.ContentType
+	}
+	return ""
+}
+
+func (x *CallClusterRequest) GetBody() []byte {
+	if x != nil {
+		return x.Body
+	}
+	return nil
+}
+
+type CallClusterResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// HTTP status code.
+	StatusCode  uint32 `protobuf:"varint,1,opt,name=status_code,json=statusCode,proto3" json:"status_code,omitempty"`
+	ContentType string `protobuf:"bytes,2,opt,name=content_type,json=contentType,proto3" json:"content_type,omitempty"`
+	// At most 8 MiB.
+	Body          []byte `protobuf:"bytes,3,opt,name=body,proto3" json:"body,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CallClusterResponse) Reset() {
+	*x = CallClusterResponse{}
+	mi := &file_stepd_v1_step_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CallClusterResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CallClusterResponse) ProtoMessage() {}
+
+func (x *CallClusterResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_stepd_v1_step_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CallClusterResponse.ProtoReflect.Descriptor instead.
+func (*CallClusterResponse) Descriptor() ([]byte, []int) {
+	return file_stepd_v1_step_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *CallClusterResponse) GetStatusCode() uint32 {
+	if x != nil {
+		return x.StatusCode
+	}
+	return 0
+}
+
+func (x *CallClusterResponse) GetContentType() string {
+	if x != nil {
+		return x.ContentType
+	}
+	return ""
+}
+
+func (x *CallClusterResponse) GetBody() []byte {
+	if x != nil {
+		return x.Body
+	}
+	return nil
+}
+
 var File_stepd_v1_step_proto protoreflect.FileDescriptor
 
 const file_stepd_v1_step_proto_rawDesc = "" +
@@ -2346,7 +2506,22 @@ const file_stepd_v1_step_proto_rawDesc = "" +
 	"\x05email\x18\x02 \x01(\tR\x05email\x12$\n" +
 	"\vsigning_key\x18\x03 \x01(\tB\x03\x80\x01\x01R\n" +
 	"signingKey\x12(\n" +
-	"\x10signing_key_type\x18\x04 \x01(\tR\x0esigningKeyType*\x99\x01\n" +
+	"\x10signing_key_type\x18\x04 \x01(\tR\x0esigningKeyType\"\xd5\x01\n" +
+	"\x12CallClusterRequest\x12\x1b\n" +
+	"\trun_token\x18\x01 \x01(\tR\brunToken\x12\x1e\n" +
+	"\n" +
+	"capability\x18\x02 \x01(\tR\n" +
+	"capability\x12\x16\n" +
+	"\x06method\x18\x03 \x01(\tR\x06method\x12\x16\n" +
+	"\x06target\x18\x04 \x01(\tR\x06target\x12\x16\n" +
+	"\x06accept\x18\x05 \x01(\tR\x06accept\x12!\n" +
+	"\fcontent_type\x18\x06 \x01(\tR\vcontentType\x12\x17\n" +
+	"\x04body\x18\a \x01(\fB\x03\x80\x01\x01R\x04body\"r\n" +
+	"\x13CallClusterResponse\x12\x1f\n" +
+	"\vstatus_code\x18\x01 \x01(\rR\n" +
+	"statusCode\x12!\n" +
+	"\fcontent_type\x18\x02 \x01(\tR\vcontentType\x12\x17\n" +
+	"\x04body\x18\x03 \x01(\fB\x03\x80\x01\x01R\x04body*\x99\x01\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10STATUS_SUCCEEDED\x10\x01\x12\x11\n" +
@@ -2366,11 +2541,12 @@ const file_stepd_v1_step_proto_rawDesc = "" +
 	"\tListSteps\x12\x1a.stepd.v1.ListStepsRequest\x1a\x1b.stepd.v1.ListStepsResponse\x12S\n" +
 	"\x0eValidateConfig\x12\x1f.stepd.v1.ValidateConfigRequest\x1a .stepd.v1.ValidateConfigResponse\x12@\n" +
 	"\aRunStep\x12\x18.stepd.v1.RunStepRequest\x1a\x19.stepd.v1.RunStepResponse0\x01\x12A\n" +
-	"\bCallStep\x12\x19.stepd.v1.CallStepRequest\x1a\x1a.stepd.v1.CallStepResponse2\xab\x01\n" +
+	"\bCallStep\x12\x19.stepd.v1.CallStepRequest\x1a\x1a.stepd.v1.CallStepResponse2\xf7\x01\n" +
 	"\vHostService\x12S\n" +
 	"\x0eGetCredentials\x12\x1f.stepd.v1.GetCredentialsRequest\x1a .stepd.v1.GetCredentialsResponse\x12G\n" +
 	"\n" +
-	"GetGitUser\x12\x1b.stepd.v1.GetGitUserRequest\x1a\x1c.stepd.v1.GetGitUserResponseB/Z-github.com/stepd/stepd/proto/stepd/v1;stepdv1b\x06proto3"
+	"GetGitUser\x12\x1b.stepd.v1.GetGitUserRequest\x1a\x1c.stepd.v1.GetGitUserResponse\x12J\n" +
+	"\vCallCluster\x12\x1c.stepd.v1.CallClusterRequest\x1a\x1d.stepd.v1.CallClusterResponseB/Z-github.com/stepd/stepd/proto/stepd/v1;stepdv1b\x06proto3"
 
 var (
 	file_stepd_v1_step_proto_rawDescOnce sync.Once
@@ -2385,7 +2561,7 @@ func file_stepd_v1_step_proto_rawDescGZIP() []byte {
 }
 
 var file_stepd_v1_step_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_stepd_v1_step_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_stepd_v1_step_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_stepd_v1_step_proto_goTypes = []any{
 	(Status)(0),                    // 0: stepd.v1.Status
 	(ErrorReason)(0),               // 1: stepd.v1.ErrorReason
@@ -2418,53 +2594,55 @@ var file_stepd_v1_step_proto_goTypes = []any{
 	(*Credentials)(nil),            // 28: stepd.v1.Credentials
 	(*GetGitUserRequest)(nil),      // 29: stepd.v1.GetGitUserRequest
 	(*GetGitUserResponse)(nil),     // 30: stepd.v1.GetGitUserResponse
-	nil,                            // 31: stepd.v1.FreightCollection.ItemsEntry
-	nil,                            // 32: stepd.v1.Image.AnnotationsEntry
-	(*durationpb.Duration)(nil),    // 33: google.protobuf.Duration
-	(*structpb.Struct)(nil),        // 34: google.protobuf.Struct
-	(*structpb.Value)(nil),         // 35: google.protobuf.Value
-	(*timestamppb.Timestamp)(nil),  // 36: google.protobuf.Timestamp
+	(*CallClusterRequest)(nil),     // 31: stepd.v1.CallClusterRequest
+	(*CallClusterResponse)(nil),    // 32: stepd.v1.CallClusterResponse
+	nil,                            // 33: stepd.v1.FreightCollection.ItemsEntry
+	nil,                            // 34: stepd.v1.Image.AnnotationsEntry
+	(*durationpb.Duration)(nil),    // 35: google.protobuf.Duration
+	(*structpb.Struct)(nil),        // 36: google.protobuf.Struct
+	(*structpb.Value)(nil),         // 37: google.protobuf.Value
+	(*timestamppb.Timestamp)(nil),  // 38: google.protobuf.Timestamp
 }
 var file_stepd_v1_step_proto_depIdxs = []int32{
 	4,  // 0: stepd.v1.ListStepsResponse.steps:type_name -> stepd.v1.Step
-	33, // 1: stepd.v1.Step.default_timeout:type_name -> google.protobuf.Duration
-	34, // 2: stepd.v1.ValidateConfigRequest.config:type_name -> google.protobuf.Struct
+	35, // 1: stepd.v1.Step.default_timeout:type_name -> google.protobuf.Duration
+	36, // 2: stepd.v1.ValidateConfigRequest.config:type_name -> google.protobuf.Struct
 	7,  // 3: stepd.v1.ValidateConfigResponse.violations:type_name -> stepd.v1.FieldViolation
-	34, // 4: stepd.v1.RunStepRequest.config:type_name -> google.protobuf.Struct
+	36, // 4: stepd.v1.RunStepRequest.config:type_name -> google.protobuf.Struct
 	12, // 5: stepd.v1.RunStepRequest.context:type_name -> stepd.v1.StepContext
 	21, // 6: stepd.v1.RunStepResponse.log:type_name -> stepd.v1.LogRecord
 	22, // 7: stepd.v1.RunStepResponse.progress:type_name -> stepd.v1.Progress
 	23, // 8: stepd.v1.RunStepResponse.result:type_name -> stepd.v1.StepResult
-	34, // 9: stepd.v1.CallStepRequest.config:type_name -> google.protobuf.Struct
+	36, // 9: stepd.v1.CallStepRequest.config:type_name -> google.protobuf.Struct
 	12, // 10: stepd.v1.CallStepRequest.context:type_name -> stepd.v1.StepContext
-	34, // 11: stepd.v1.CallStepResponse.output:type_name -> google.protobuf.Struct
-	33, // 12: stepd.v1.CallStepResponse.retry_after:type_name -> google.protobuf.Duration
+	36, // 11: stepd.v1.CallStepResponse.output:type_name -> google.protobuf.Struct
+	35, // 12: stepd.v1.CallStepResponse.retry_after:type_name -> google.protobuf.Duration
 	24, // 13: stepd.v1.CallStepResponse.health_check:type_name -> stepd.v1.HealthCheck
 	25, // 14: stepd.v1.CallStepResponse.error:type_name -> stepd.v1.StepError
-	34, // 15: stepd.v1.StepContext.shared_state:type_name -> google.protobuf.Struct
+	36, // 15: stepd.v1.StepContext.shared_state:type_name -> google.protobuf.Struct
 	14, // 16: stepd.v1.StepContext.freight_requests:type_name -> stepd.v1.FreightRequest
 	15, // 17: stepd.v1.StepContext.freight:type_name -> stepd.v1.FreightCollection
 	16, // 18: stepd.v1.StepContext.target_freight_ref:type_name -> stepd.v1.FreightReference
 	13, // 19: stepd.v1.FreightRequest.origin:type_name -> stepd.v1.FreightOrigin
-	35, // 20: stepd.v1.FreightRequest.sources:type_name -> google.protobuf.Value
-	31, // 21: stepd.v1.FreightCollection.items:type_name -> stepd.v1.FreightCollection.ItemsEntry
+	37, // 20: stepd.v1.FreightRequest.sources:type_name -> google.protobuf.Value
+	33, // 21: stepd.v1.FreightCollection.items:type_name -> stepd.v1.FreightCollection.ItemsEntry
 	13, // 22: stepd.v1.FreightReference.origin:type_name -> stepd.v1.FreightOrigin
 	17, // 23: stepd.v1.FreightReference.commits:type_name -> stepd.v1.GitCommit
 	18, // 24: stepd.v1.FreightReference.images:type_name -> stepd.v1.Image
 	19, // 25: stepd.v1.FreightReference.charts:type_name -> stepd.v1.Chart
 	20, // 26: stepd.v1.FreightReference.artifacts:type_name -> stepd.v1.ArtifactReference
-	32, // 27: stepd.v1.Image.annotations:type_name -> stepd.v1.Image.AnnotationsEntry
-	35, // 28: stepd.v1.ArtifactReference.metadata:type_name -> google.protobuf.Value
-	36, // 29: stepd.v1.LogRecord.time:type_name -> google.protobuf.Timestamp
-	34, // 30: stepd.v1.LogRecord.attributes:type_name -> google.protobuf.Struct
+	34, // 27: stepd.v1.Image.annotations:type_name -> stepd.v1.Image.AnnotationsEntry
+	37, // 28: stepd.v1.ArtifactReference.metadata:type_name -> google.protobuf.Value
+	38, // 29: stepd.v1.LogRecord.time:type_name -> google.protobuf.Timestamp
+	36, // 30: stepd.v1.LogRecord.attributes:type_name -> google.protobuf.Struct
 	0,  // 31: stepd.v1.StepResult.status:type_name -> stepd.v1.Status
-	34, // 32: stepd.v1.StepResult.output:type_name -> google.protobuf.Struct
+	36, // 32: stepd.v1.StepResult.output:type_name -> google.protobuf.Struct
 	24, // 33: stepd.v1.StepResult.health_check:type_name -> stepd.v1.HealthCheck
-	33, // 34: stepd.v1.StepResult.retry_after:type_name -> google.protobuf.Duration
+	35, // 34: stepd.v1.StepResult.retry_after:type_name -> google.protobuf.Duration
 	25, // 35: stepd.v1.StepResult.error:type_name -> stepd.v1.StepError
-	34, // 36: stepd.v1.HealthCheck.input:type_name -> google.protobuf.Struct
+	36, // 36: stepd.v1.HealthCheck.input:type_name -> google.protobuf.Struct
 	1,  // 37: stepd.v1.StepError.reason:type_name -> stepd.v1.ErrorReason
-	34, // 38: stepd.v1.StepError.detail:type_name -> google.protobuf.Struct
+	36, // 38: stepd.v1.StepError.detail:type_name -> google.protobuf.Struct
 	7,  // 39: stepd.v1.StepError.violations:type_name -> stepd.v1.FieldViolation
 	28, // 40: stepd.v1.GetCredentialsResponse.credentials:type_name -> stepd.v1.Credentials
 	16, // 41: stepd.v1.FreightCollection.ItemsEntry.value:type_name -> stepd.v1.FreightReference
@@ -2474,14 +2652,16 @@ var file_stepd_v1_step_proto_depIdxs = []int32{
 	10, // 45: stepd.v1.StepService.CallStep:input_type -> stepd.v1.CallStepRequest
 	26, // 46: stepd.v1.HostService.GetCredentials:input_type -> stepd.v1.GetCredentialsRequest
 	29, // 47: stepd.v1.HostService.GetGitUser:input_type -> stepd.v1.GetGitUserRequest
-	3,  // 48: stepd.v1.StepService.ListSteps:output_type -> stepd.v1.ListStepsResponse
-	6,  // 49: stepd.v1.StepService.ValidateConfig:output_type -> stepd.v1.ValidateConfigResponse
-	9,  // 50: stepd.v1.StepService.RunStep:output_type -> stepd.v1.RunStepResponse
-	11, // 51: stepd.v1.StepService.CallStep:output_type -> stepd.v1.CallStepResponse
-	27, // 52: stepd.v1.HostService.GetCredentials:output_type -> stepd.v1.GetCredentialsResponse
-	30, // 53: stepd.v1.HostService.GetGitUser:output_type -> stepd.v1.GetGitUserResponse
-	48, // [48:54] is the sub-list for method output_type
-	42, // [42:48] is the sub-list for method input_type
+	31, // 48: stepd.v1.HostService.CallCluster:input_type -> stepd.v1.CallClusterRequest
+	3,  // 49: stepd.v1.StepService.ListSteps:output_type -> stepd.v1.ListStepsResponse
+	6,  // 50: stepd.v1.StepService.ValidateConfig:output_type -> stepd.v1.ValidateConfigResponse
+	9,  // 51: stepd.v1.StepService.RunStep:output_type -> stepd.v1.RunStepResponse
+	11, // 52: stepd.v1.StepService.CallStep:output_type -> stepd.v1.CallStepResponse
+	27, // 53: stepd.v1.HostService.GetCredentials:output_type -> stepd.v1.GetCredentialsResponse
+	30, // 54: stepd.v1.HostService.GetGitUser:output_type -> stepd.v1.GetGitUserResponse
+	32, // 55: stepd.v1.HostService.CallCluster:output_type -> stepd.v1.CallClusterResponse
+	49, // [49:56] is the sub-list for method output_type
+	42, // [42:49] is the sub-list for method input_type
 	42, // [42:42] is the sub-list for extension type_name
 	42, // [42:42] is the sub-list for extension extendee
 	0,  // [0:42] is the sub-list for field type_name
@@ -2503,7 +2683,7 @@ func file_stepd_v1_step_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_stepd_v1_step_proto_rawDesc), len(file_stepd_v1_step_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   31,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -289,6 +289,7 @@ var StepService_ServiceDesc = grpc.ServiceDesc{
 const (
 	HostService_GetCredentials_FullMethodName = "/stepd.v1.HostService/GetCredentials"
 	HostService_GetGitUser_FullMethodName     = "/stepd.v1.HostService/GetGitUser"
+	HostService_CallCluster_FullMethodName    = "/stepd.v1.HostService/CallCluster"
 )
 
 // HostServiceClient is the client API for HostService service.
@@ -305,6 +306,12 @@ type HostServiceClient interface {
 	GetCredentials(ctx context.Context, in *GetCredentialsRequest, opts ...grpc.CallOption) (*GetCredentialsResponse, error)
 	// GetGitUser returns the system's git identity. Needs access-git-user.
 	GetGitUser(ctx context.Context, in *GetGitUserRequest, opts ...grpc.CallOption) (*GetGitUserResponse, error)
+	// CallCluster sends one request to the API server of Argo CD's cluster, or of
+	// Kargo's, with the host's credentials, which stay with the host. Needs
+	// access-argocd or access-control-plane. A request that goes beyond the
+	// capability is PERMISSION_DENIED and not sent; an answer of the API server is
+	// a response, whatever its status.
+	CallCluster(ctx context.Context, in *CallClusterRequest, opts ...grpc.CallOption) (*CallClusterResponse, error)
 }
 
 type hostServiceClient struct {
@@ -335,6 +342,16 @@ func (c *hostServiceClient) GetGitUser(ctx context.Context, in *GetGitUserReques
 	return out, nil
 }
 
+func (c *hostServiceClient) CallCluster(ctx context.Context, in *CallClusterRequest, opts ...grpc.CallOption) (*CallClusterResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CallClusterResponse)
+	err := c.cc.Invoke(ctx, HostService_CallCluster_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // HostServiceServer is the server API for HostService service.
 // All implementations must embed UnimplementedHostServiceServer
 // for forward compatibility.
@@ -349,6 +366,12 @@ type HostServiceServer interface {
 	GetCredentials(context.Context, *GetCredentialsRequest) (*GetCredentialsResponse, error)
 	// GetGitUser returns the system's git identity. Needs access-git-user.
 	GetGitUser(context.Context, *GetGitUserRequest) (*GetGitUserResponse, error)
+	// CallCluster sends one request to the API server of Argo CD's cluster, or of
+	// Kargo's, with the host's credentials, which stay with the host. Needs
+	// access-argocd or access-control-plane. A request that goes beyond the
+	// capability is PERMISSION_DENIED and not sent; an answer of the API server is
+	// a response, whatever its status.
+	CallCluster(context.Context, *CallClusterRequest) (*CallClusterResponse, error)
 	mustEmbedUnimplementedHostServiceServer()
 }
 
@@ -364,6 +387,9 @@ func (UnimplementedHostServiceServer) GetCredentials(context.Context, *GetCreden
 }
 func (UnimplementedHostServiceServer) GetGitUser(context.Context, *GetGitUserRequest) (*GetGitUserResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetGitUser not implemented")
+}
+func (UnimplementedHostServiceServer) CallCluster(context.Context, *CallClusterRequest) (*CallClusterResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CallCluster not implemented")
 }
 func (UnimplementedHostServiceServer) mustEmbedUnimplementedHostServiceServer() {}
 func (UnimplementedHostServiceServer) testEmbeddedByValue()                     {}
@@ -422,6 +448,24 @@ func _HostService_GetGitUser_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _HostService_CallCluster_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CallClusterRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HostServiceServer).CallCluster(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: HostService_CallCluster_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HostServiceServer).CallCluster(ctx, req.(*CallClusterRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // HostService_ServiceDesc is the grpc.ServiceDesc for HostService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -436,6 +480,10 @@ var HostService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetGitUser",
 			Handler:    _HostService_GetGitUser_Handler,
+		},
+		{
+			MethodName: "CallCluster",
+			Handler:    _HostService_CallCluster_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

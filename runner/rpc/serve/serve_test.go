@@ -649,6 +649,42 @@ func TestFullQueue(t *testing.T) {
 	<-ended
 }
 
+// TestCallerThatDoesNotRead: its step is held up no longer than the server lets
+// a step run, and then its turn is somebody else's.
+func TestCallerThatDoesNotRead(t *testing.T) {
+	loud := steps.Registration{Name: "loud", New: func(steps.Capabilities) steps.Runner {
+		return steps.RunnerFunc(func(ctx context.Context, sc *steps.Context) (steps.Result, error) {
+			for ctx.Err() == nil {
+				sc.Log.Info(strings.Repeat("x", 32<<10))
+			}
+			return steps.Result{}, ctx.Err()
+		})
+	}}
+	r := start(t, serve.Options{
+		GRPC:       parse(t, "unix:"+filepath.Join(t.TempDir(), "s")),
+		Steps:      rpc.ServerOptions{Steps: []steps.Registration{loud}, Timeout: time.Second},
+		MaxRunning: 1, MaxWaiting: 1,
+	})
+	conn := dial(t, "unix:"+r.addrs["grpc"].String(), insecure.NewCredentials())
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	stream, err := stepdv1.NewStepServiceClient(conn).RunStep(ctx, &stepdv1.RunStepRequest{
+		Kind: "loud", Context: &stepdv1.StepContext{WorkDir: r.workDir(t)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); err != nil { // it runs
+		t.Fatal(err)
+	}
+	s := subject(r, conn)
+	next, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	if res, err := s.Lookup(t, "contract-log").New(steps.Capabilities{}).Run(next, s.NewContext(t)); err != nil || res.Status != steps.Succeeded {
+		t.Errorf("the next in the queue: %q, %v", res.Status, err)
+	}
+}
+
 func TestSocketInTheWay(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	start(t, serve.Options{GRPC: parse(t, "unix:"+path)})

@@ -1,4 +1,10 @@
-package runner
+// Package guard is what surrounds an attempt of a step wherever it runs, in an
+// engine, in a server and in a plugin: its config is held against the schema,
+// its time is limited, its panics are errors and its secrets are masked.
+//
+// Every plugin program has this package in it, so it knows nothing of
+// promotions or of any transport.
+package guard
 
 import (
 	"context"
@@ -13,8 +19,7 @@ import (
 	"github.com/stepd/stepd/steps"
 )
 
-// The wrappers add to a Runner what every step needs and none should repeat.
-// The engine applies them in this order, the first outermost: Redacted,
+// The wrappers are applied in this order, the first outermost: Redacted,
 // Recovered, Limited, Validated.
 
 // Validated refuses a config that violates the schema the way every Kargo step
@@ -57,21 +62,21 @@ func (e *ConfigError) Error() string {
 // Unwrap makes the error a steps.ErrConfig.
 func (e *ConfigError) Unwrap() error { return steps.ErrConfig }
 
-// errAttemptTimeout is what an attempt is cancelled with when its time is up.
-var errAttemptTimeout = errors.New("the step's timeout has elapsed")
+// ErrTimeout is what Limited cancels an attempt with when its time is up.
+var ErrTimeout = errors.New("the step's timeout has elapsed")
 
 // Limited cancels an attempt after limit; zero is no limit. An attempt that
-// ends with an error because of that returns errAttemptTimeout.
+// ends with an error because of that returns ErrTimeout.
 func Limited(r steps.Runner, limit time.Duration) steps.Runner {
 	if limit <= 0 {
 		return r
 	}
 	return steps.RunnerFunc(func(ctx context.Context, sc *steps.Context) (steps.Result, error) {
-		ctx, cancel := context.WithTimeoutCause(ctx, limit, errAttemptTimeout)
+		ctx, cancel := context.WithTimeoutCause(ctx, limit, ErrTimeout)
 		defer cancel()
 		res, err := r.Run(ctx, sc)
-		if err != nil && errors.Is(context.Cause(ctx), errAttemptTimeout) {
-			err = fmt.Errorf("%w: %w", errAttemptTimeout, err)
+		if err != nil && errors.Is(context.Cause(ctx), ErrTimeout) {
+			err = fmt.Errorf("%w: %w", ErrTimeout, err)
 		}
 		return res, err
 	})
@@ -89,6 +94,12 @@ func Recovered(r steps.Runner, log *slog.Logger) steps.Runner {
 		}()
 		return r.Run(ctx, sc)
 	})
+}
+
+// Redactor masks secrets in text; see redact.Redactor.
+type Redactor interface {
+	String(s string) string
+	Error(err error) error
 }
 
 // Redacted removes secrets from a step's message and error. Outputs are data
