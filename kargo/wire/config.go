@@ -213,9 +213,9 @@ func (e *encoder) quote(s string) {
 			e.WriteRune(r)
 		case r > 0xffff:
 			hi, lo := utf16.EncodeRune(r)
-			e.WriteString(fmt.Sprintf(`\u%04x\u%04x`, hi, lo))
+			_, _ = fmt.Fprintf(e, `\u%04x\u%04x`, hi, lo)
 		default:
-			e.WriteString(fmt.Sprintf(`\u%04x`, r))
+			_, _ = fmt.Fprintf(e, `\u%04x`, r)
 		}
 	}
 	e.WriteByte('"')

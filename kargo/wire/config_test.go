@@ -1,10 +1,12 @@
 package wire_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -117,21 +119,38 @@ func overWire(t *testing.T, e *expr.Evaluator, s *expr.Scope, config string) (ma
 
 // same checks that a config arrives as it would be evaluated natively, or fails
 // as it would.
-func same(t *testing.T, e *expr.Evaluator, s *expr.Scope, config string) {
+func same(t *testing.T, e *expr.Evaluator, s *expr.Scope, config string) (evaluated bool) {
 	t.Helper()
 	want, wantErr := e.Config(t.Context(), s, json.RawMessage(config))
 	got, err := overWire(t, e, s, config)
 	if (err == nil) != (wantErr == nil) {
 		t.Errorf("%s:\nnative error: %v\n  wire error: %v", config, wantErr, err)
-		return
+		return false
 	}
 	if wantErr != nil {
-		return
+		if is, was := problem(err), problem(wantErr); is != was && !strings.HasPrefix(is, "unclosed expression") {
+			t.Errorf("%s:\nnative error: %s\n  wire error: %s", config, was, is)
+		}
+		return false
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("%s (-native +wire):\n%s", config, d)
 	}
+	return true
 }
+
+// problem is the first line of an error, without who says it and where in an
+// expression it is. Of several problems, the one that is reported is the same,
+// but for an expression that is not closed: that comes first.
+func problem(err error) string {
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	for _, who := range []string{"cannot evaluate the config: ", "cannot encode the config: ", "input is not valid JSON; are all expressions enclosed in quotes? "} {
+		line = strings.TrimPrefix(line, who)
+	}
+	return place.ReplaceAllString(line, "")
+}
+
+var place = regexp.MustCompile(` \(\d+:\d+\)$`)
 
 func TestConfigOverWire(t *testing.T) {
 	e := evaluator(t)
@@ -228,7 +247,7 @@ func TestEveryCharacter(t *testing.T) {
 // what native evaluation gives.
 func TestRandomConfigs(t *testing.T) {
 	var e *expr.Evaluator
-	n := 20_000
+	n, evaluated := 20_000, 0
 	if testing.Short() {
 		n = 2_000
 	}
@@ -243,10 +262,15 @@ func TestRandomConfigs(t *testing.T) {
 		if i%500 == 0 {
 			e = evaluator(t)
 		}
-		same(t, e, scope(), string(config))
+		if same(t, e, scope(), string(config)) && bytes.Contains(config, []byte("${")) {
+			evaluated++
+		}
 		if t.Failed() {
 			t.Fatalf("seed %d", i)
 		}
+	}
+	if evaluated < n/4 || evaluated > n-n/4 {
+		t.Errorf("only one outcome was tried: of %d configs %d have expressions and can be evaluated", n, evaluated)
 	}
 }
 

@@ -39,7 +39,7 @@ func (g generator) value(depth int) any {
 		}
 	}
 	if g.IntN(4) == 0 {
-		return pick[any](g, nil, true, false, 0, 1.5, json.Number("-0"), json.Number("1.10"), json.Number("1e400"),
+		return pick[any](g, nil, true, false, 0, 1, 2, 3, -7, 1.5, 2.25, "",  json.Number("-0"), json.Number("1.10"), json.Number("1e400"),
 			json.Number("12345678901234567890"), json.Number("1E5"), json.Number("9007199254740993"), -3)
 	}
 	return g.template()
@@ -53,7 +53,7 @@ func (g generator) template() string {
 			sb.WriteString(g.text())
 			continue
 		}
-		if g.IntN(20) == 0 { // as users mistype it
+		if g.IntN(60) == 0 { // as users mistype it
 			sb.WriteString(pick(g, "${{", "${%", "${{}}", "${%%}", "${{ }}", "}}", "%}", "${{ x", "${{ 1 %}", "${{ 1 + }}", "${{ // }}", "${{ { }}"))
 			continue
 		}
@@ -85,10 +85,10 @@ func (g generator) code(depth int) string {
 			"["+a+", "+b+"]", "{'k': "+a+", '$t': "+b+"}", a+" + "+b, a+" ?? "+b, a+" == "+b, "true ? "+a+" : "+b,
 			"let x = "+a+"; [x, "+b+"]", a+"; "+b, "["+a+"] | len()", "fromJSON(toJSON("+a+"))", a+" // "+b+"\n", "trim("+a+")", "{'a': {'b': "+a+"}}")
 	}
-	return pick(g, "1", "1.5", "-0.0", "9007199254740993", "1e308 * 10", "true", "nil", "null", "nosuch", "nosuch.member", "nosuch?.member",
+	return pick(g, "1", "1.5", "-0.0", "9007199254740993", "1e308 * 10", "true", "nil", "null", "nosuch", "nosuch?.member",
 		"'x'", `"y"`, "`raw \"`", "'1.10'", "'true'", "'nan'", `'{"a": [1]}'`, `'"q"'`, `"a\nb"`, `"\u0085 \u0085"`, `'é😀'`, "'}}'", "'%}'", "'${{ 1 }}'", "'$t'", "''",
 		"vars.s", "vars.n", "vars.nl", "vars.q", "vars.json", "vars.obj", "vars.nel", "vars.one", "vars.odd", "ctx.project", "ctx.meta",
 		"imageFrom('reg.io/app')", "imageFrom('reg.io/app').Tag", "imageFrom('nope')", "commitFrom('https://git.io/A/b.git').Message", "artifactFrom('cfg')",
 		"warehouse('goods')", "secret('s')", "secret('s').k", "configMap('m').k", "semverParse('v1.2')", "now()", "1..3", "[]", "{}", "{'a': {'b': {}}}",
-		"task.outputs.x", "outputs['t::x'].i", "stepMetas['t::a']", "status('x')", "success()", "failure()", "groupBy([1,2], #)", "fromBase64('/w==')", "$env", "1)) + ((2", "1, 2", "#", "'", "\"", "(")
+		"task.outputs.x", "outputs['t::x'].i", "stepMetas['t::a']", "status('x')", "success()", "failure()", pick(g, "groupBy([1,2], #)", "fromBase64('/w==')", "$env", "1)) + ((2", "1, 2", "#", "'", "\"", "(", "nosuch.member"))
 }
