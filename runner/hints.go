@@ -34,8 +34,12 @@ func hints(step *Step, err error) []string {
 			add(step.Position("/config"+pointer), parts...)
 		}
 	}
-	if e, ok := errors.AsType[*UnknownKindError](err); ok && len(e.Near) > 0 {
-		add(step.Position("/uses"), "did you mean "+strings.Join(e.Near, ", ")+"?")
+	if e, ok := errors.AsType[*UnknownKindError](err); ok {
+		if where := Elsewhere(e.Kind); where != "" {
+			add(step.Position("/uses"), where)
+		} else if len(e.Near) > 0 {
+			add(step.Position("/uses"), "did you mean "+strings.Join(e.Near, ", ")+"?")
+		}
 	}
 	if e, ok := errors.AsType[*expr.LocatedError](err); ok {
 		remark := "this cannot be evaluated"

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sort"
+	"strings"
 	"sync"
 
 	"github.com/stepd/stepd/internal/configschema"
@@ -81,3 +82,28 @@ func (r *Registry) Kinds() []string { return append([]string(nil), r.kinds...) }
 
 // Near returns up to three kinds that resemble an unknown one, best first.
 func (r *Registry) Near(kind string) []string { return nearname.Nearest(kind, r.kinds, 3) }
+
+// Elsewhere says which version or edition of Kargo has a step that stepd does
+// not have, and what does its work here; "" if none is known (compat.md 5).
+func Elsewhere(kind string) string {
+	switch kind {
+	case "tar":
+		return "Kargo has it only after v1.11"
+	case "github-push":
+		return "Kargo v1.11 has it, stepd does not: use git-push, or atomic-commit"
+	case "helm-update-image":
+		return "Kargo removed it: use yaml-update on the values file"
+	case "git-overwrite":
+		return "Kargo removed it: use git-clear and copy"
+	case "kargo-render":
+		return "Kargo removed it: use helm-template or kustomize-build"
+	case "hcl-update", "jfrog-evidence", "jira", "send-message", "get-user-input", "record-audit-event", "wait-for-approval":
+		return "only the commercial edition of Kargo has it"
+	}
+	for _, prefix := range []string{"gh-", "gha-", "snow-", "tf-"} {
+		if strings.HasPrefix(kind, prefix) {
+			return "only the commercial edition of Kargo has it"
+		}
+	}
+	return ""
+}

@@ -54,16 +54,12 @@ func TestFromSecrets(t *testing.T) {
 			typ: steps.CredentialsGit, url: "http://h.io/a"},
 		{reason: "unless that is allowed", byNS: map[string][]Secret{"demo": {secret("a", "git", login("http://h.io/a", "a"))}},
 			opts: SecretOptions{AllowHTTP: true}, typ: steps.CredentialsGit, url: "http://h.io/a", want: "a"},
-		{reason: "H6 the first by name wins, be it a regular expression", typ: steps.CredentialsGit, url: "https://h.io/a", want: "regex", byNS: map[string][]Secret{
-			"demo": {secret("b", "git", login("https://h.io/a", "exact")), secret("a", "git", regex("h.io/", "regex"))}}},
 		{reason: "a regular expression may match the raw URL", byNS: map[string][]Secret{"demo": {secret("a", "git", regex(`^https://H\.io/A\.git$`, "a"))}},
 			typ: steps.CredentialsGit, url: "https://H.io/A.git", want: "a"},
 		{reason: "or the normalised one", byNS: map[string][]Secret{"demo": {secret("a", "git", regex(`^https://h\.io/a$`, "a"))}},
 			typ: steps.CredentialsGit, url: "https://H.io/A.git", want: "a"},
 		{reason: "an invalid one is skipped", typ: steps.CredentialsGit, url: "https://h.io/a", want: "b", byNS: map[string][]Secret{
 			"demo": {secret("a", "git", regex(`(`, "a")), secret("b", "git", login("https://h.io/a", "b"))}}},
-		{reason: "H7 a password alone is anonymous, without a second choice", typ: steps.CredentialsGit, url: "https://h.io/a", byNS: map[string][]Secret{
-			"demo": {secret("a", "git", map[string]string{"repoURL": "https://h.io/a", "password": "pw"}), secret("b", "git", login("https://h.io/a", "b"))}}},
 		{reason: "a Secret without repoURL is skipped", byNS: map[string][]Secret{"demo": {secret("a", "git", map[string]string{"username": "a", "password": "pw"})}},
 			typ: steps.CredentialsGit, url: "https://h.io/a"},
 		{reason: "Docker Hub has many names", byNS: map[string][]Secret{"demo": {secret("a", "image", login("docker.io/library/redis", "hub"))}},

@@ -10,6 +10,7 @@ import (
 
 	"github.com/stepd/stepd/internal/configschema"
 	"github.com/stepd/stepd/internal/nearname"
+	"github.com/stepd/stepd/runner"
 	"github.com/stepd/stepd/runner/expr"
 	"github.com/stepd/stepd/runner/kargoapi"
 	"github.com/stepd/stepd/runner/load"
@@ -202,30 +203,13 @@ func renamed(kind, field string) (string, bool) {
 	return r, ok
 }
 
-// unknownStep says what may have been meant, or where such a step exists
-// (compat.md 5).
+// unknownStep says what may have been meant, or where such a step exists.
 func (c *docLinter) unknownStep(kind string) string {
 	if expr.HasCode(kind) {
 		return "the kind of a step is never evaluated: write its name"
 	}
-	switch kind {
-	case "tar":
-		return "Kargo has it only after v1.11"
-	case "github-push":
-		return "Kargo v1.11 has it, stepd does not: use git-push, or atomic-commit"
-	case "helm-update-image":
-		return "Kargo removed it: use yaml-update on the values file"
-	case "git-overwrite":
-		return "Kargo removed it: use git-clear and copy"
-	case "kargo-render":
-		return "Kargo removed it: use helm-template or kustomize-build"
-	case "hcl-update", "jfrog-evidence", "jira", "send-message", "get-user-input", "record-audit-event", "wait-for-approval":
-		return "only the commercial edition of Kargo has it"
-	}
-	for _, prefix := range []string{"gh-", "gha-", "snow-", "tf-"} {
-		if strings.HasPrefix(kind, prefix) {
-			return "only the commercial edition of Kargo has it"
-		}
+	if where := runner.Elsewhere(kind); where != "" {
+		return where
 	}
 	if found := nearname.Nearest(kind, append(c.Registry.Kinds(), c.KnownSteps...), 3); len(found) > 0 {
 		return "did you mean " + strings.Join(found, " or ") + "?"

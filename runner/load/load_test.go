@@ -288,6 +288,9 @@ func FuzzBytes(f *testing.F) {
 	f.Add("? [a, b]\n: c\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		set, err := load.Bytes("f", []byte(text))
+		if strings.HasPrefix(text, "\xfe\xff") || strings.HasPrefix(text, "\xff\xfe") {
+			return // UTF-16, whose lines this cannot count
+		}
 		lines := 1
 		for _, r := range text {
 			if strings.ContainsRune("\n\r\u0085\u2028\u2029", r) { // what YAML takes for line breaks

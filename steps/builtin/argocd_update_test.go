@@ -140,7 +140,7 @@ func TestArgoCDUpdateDecides(t *testing.T) {
 	}
 }
 
-// Conformance G31, G32 and the other configs that are refused.
+// Conformance G31 and the other configs that are refused.
 func TestArgoCDUpdateConfig(t *testing.T) {
 	source := func(s config) config {
 		s["repoURL"] = "https://git.example.com/a.git"
@@ -152,7 +152,6 @@ func TestArgoCDUpdateConfig(t *testing.T) {
 		text   string
 	}{
 		{"G31 updateTargetRevision alone", source(config{"updateTargetRevision": true}), "oneOf"},
-		{"G32 desiredCommit", source(config{"desiredCommit": "abc"}), "Additional property desiredCommit is not allowed"},
 		{"name and selector", config{"apps": []any{config{"name": "a", "selector": config{"matchLabels": config{"a": "b"}}}}}, "oneOf"},
 		{"an empty selector", config{"apps": []any{config{"selector": config{}}}}, ""},
 		{"tag and digest", source(config{"kustomize": config{"images": []any{config{"repoURL": "x", "tag": "1", "digest": "2"}}}}), "oneOf"},

@@ -2,6 +2,7 @@ package builtin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -52,6 +53,9 @@ func (w argocdWaiter) Run(ctx context.Context, sc *steps.Context) (steps.Result,
 		query := c.query(w.namespace)
 		query.Stage = sc.Project + ":" + sc.Stage
 		found, err := c.find(ctx, w.apps, query)
+		if errors.Is(err, argocd.ErrNoCluster) {
+			return errored(err)
+		}
 		if err != nil {
 			return result(steps.Errored, ""), err
 		}

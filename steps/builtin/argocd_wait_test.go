@@ -80,3 +80,13 @@ func TestArgoCDWaitRecorded(t *testing.T) {
 	r, err = p.run(ArgoCDWait(argocd.NewRecorder(p.log, false), "argocd"), wait)
 	outcome{status: steps.Succeeded}.check(t, "a preview", r, err)
 }
+
+// TestArgoCDWaitWithoutCluster: as in Kargo there is no output either.
+func TestArgoCDWaitWithoutCluster(t *testing.T) {
+	p := newPromotion(t)
+	r, err := p.run(ArgoCDWait(argocd.NewRecorder(p.log, true), "argocd"), config{"apps": []any{config{"name": "a"}}})
+	outcome{steps.Errored, false, "Argo CD integration is disabled"}.check(t, "no cluster", r, err)
+	if r.Output != nil {
+		t.Errorf("output %v, want none", r.Output)
+	}
+}

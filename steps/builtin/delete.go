@@ -72,6 +72,9 @@ func runDelete(_ context.Context, sc *steps.Context) (steps.Result, error) {
 func expand(root *os.Root, patterns []string, strict bool) ([]string, error) {
 	var all []string
 	for _, pattern := range patterns {
+		if err := checkCost(pattern); err != nil {
+			return nil, steps.Terminal(fmt.Errorf("invalid glob pattern %q: %w", pattern, err))
+		}
 		matches, err := doublestar.Glob(root.FS(), strings.TrimPrefix(pattern, "./"))
 		if err != nil {
 			return nil, steps.Terminal(fmt.Errorf("invalid glob pattern %q: %w", pattern, err))
@@ -82,6 +85,37 @@ func expand(root *os.Root, patterns []string, strict bool) ([]string, error) {
 		all = append(all, matches...)
 	}
 	return all, nil
+}
+
+// Limits on patterns: each combination of alternatives is a search of its own,
+// and each ** walks all that is below what the one before it found.
+const (
+	maxAlternatives = 1024
+	maxDoubleStars  = 8
+)
+
+// checkCost refuses patterns whose search would take for ever.
+func checkCost(pattern string) error {
+	combinations := 1
+	var commas []int // of the open braces
+	for _, c := range strings.NewReplacer(`\\`, "", `\{`, "", `\}`, "", `\,`, "").Replace(pattern) {
+		switch last := len(commas) - 1; {
+		case c == '{':
+			commas = append(commas, 0)
+		case c == ',' && last >= 0:
+			commas[last]++
+		case c == '}' && last >= 0:
+			combinations *= commas[last] + 1
+			commas = commas[:last]
+		}
+		if combinations > maxAlternatives {
+			return fmt.Errorf("it stands for more than %d patterns", maxAlternatives)
+		}
+	}
+	if strings.Count(pattern, "**") > maxDoubleStars {
+		return fmt.Errorf("it has more than %d **", maxDoubleStars)
+	}
+	return nil
 }
 
 // resolveLeaf returns path relative to the work dir with the symlinks among

@@ -43,8 +43,10 @@ func runFileWrite(_ context.Context, sc *steps.Context) (steps.Result, error) {
 	if rel, err := filepath.Rel(sc.WorkDir, file); err != nil || rel != clean {
 		return failed(fmt.Errorf("path %q resolves to a different path %q (symlinks are forbidden)", cfg.Path, rel))
 	}
-	if _, err := os.Lstat(file); err == nil && !cfg.Overwrite {
+	if info, err := os.Lstat(file); err == nil && !cfg.Overwrite {
 		return failed(fmt.Errorf("file %q already exists; set overwrite to true to replace it", cfg.Path))
+	} else if err == nil && info.IsDir() {
+		return errored(fmt.Errorf("error writing file %q: open %s: is a directory", cfg.Path, clean))
 	}
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return errored(fmt.Errorf("error creating parent directories for %q: %w", cfg.Path, relativeTo(sc.WorkDir, err)))

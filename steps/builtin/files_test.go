@@ -6,6 +6,7 @@ import (
 	"compress/gzip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stepd/stepd/steps"
@@ -31,6 +32,9 @@ func TestDelete(t *testing.T) {
 		{"F6 globs at any depth", config{"path": "**/*.tmp", "pathsAreGlobs": true}, outcome{}, []string{"dir/sub/b.tmp"}},
 		{"globs do not follow links out", config{"path": "out/*", "pathsAreGlobs": true}, outcome{}, nil},
 		{"a pattern that matches nothing", config{"path": "./zip*", "pathsAreGlobs": true, "strict": true}, outcome{steps.Errored, false, "no paths matched pattern"}, nil},
+		{"too many alternatives to search for", config{"path": strings.Repeat("{a,b}", 11), "pathsAreGlobs": true}, outcome{steps.Errored, true, "more than 1024 patterns"}, nil},
+		{"too many walks", config{"path": strings.Repeat("**/", 9), "pathsAreGlobs": true}, outcome{steps.Errored, true, "more than 8 **"}, nil},
+		{"escaped braces are no alternatives", config{"path": strings.Repeat(`\{a,b\}`, 11), "pathsAreGlobs": true}, outcome{}, nil},
 		{"F7 a malformed pattern", config{"path": "[", "pathsAreGlobs": true}, outcome{steps.Errored, true, `invalid glob pattern "[": syntax error in pattern`}, nil},
 		{"F9 both", config{"path": "a", "paths": []any{"b"}}, outcome{steps.Failed, true, "oneOf"}, nil},
 		{"F9 neither", config{}, outcome{steps.Failed, true, "oneOf"}, nil},

@@ -161,8 +161,8 @@ func TestGitConfigs(t *testing.T) {
 	}
 }
 
-// Conformance G4 (create) and G6: branches that the steps make.
-func TestMadeBranches(t *testing.T) {
+// Conformance G4: create makes an orphan branch.
+func TestCreatedBranch(t *testing.T) {
 	server := gitopsServer(t)
 	p := newPromotion(t)
 	git := liveGit(p)
@@ -172,25 +172,6 @@ func TestMadeBranches(t *testing.T) {
 	}})
 	if got := server.MustGit(t, "gitops.git", "log", "--format=%s", "--name-only", "stage/dev"); got != "Initial commit" {
 		t.Errorf("the orphan branch holds %q", got)
-	}
-	p.write("out/rendered.yaml", "a: 1\n")
-	p.must(git.commit, config{"path": "out", "message": "render"})
-	for range 2 { // a second push of it is not refused
-		out := p.must(git.push, config{"path": "out", "generateTargetBranch": true})
-		if want := "kargo/promotion/" + p.name; out["branch"] != want {
-			t.Errorf("branch %v, want %s", out["branch"], want)
-		}
-	}
-	if got := server.MustGit(t, "gitops.git", "log", "--format=%s", "kargo/promotion/"+p.name); got != "render\nInitial commit" {
-		t.Errorf("the promotion's branch holds %q", got)
-	}
-	var messages []string
-	for _, c := range p.log.Commits() {
-		messages = append(messages, c.Branch+": "+strings.TrimSpace(c.Message))
-	}
-	want := []string{"stage/dev: Initial commit", "kargo/promotion/" + p.name + ": render"}
-	if diff := cmp.Diff(want, messages); diff != "" {
-		t.Errorf("logged commits (-want +got):\n%s", diff)
 	}
 }
 
@@ -444,30 +425,6 @@ func TestConcurrentPushesAllLand(t *testing.T) {
 	}
 	if got := server.MustGit(t, "gitops.git", "rev-list", "--count", "main"); got != fmt.Sprint(writers+1) {
 		t.Errorf("%s commits on main, want %d", got, writers+1)
-	}
-}
-
-// Conformance H9: an author without a key commits unsigned, whoever the
-// system's user is.
-func TestH9AuthorWithoutKey(t *testing.T) {
-	server := gitopsServer(t)
-	p := newPromotion(t)
-	p.caps.GitUser = gitUserFunc(func() (steps.GitUser, error) {
-		return steps.GitUser{Name: "System", Email: "sys@example.com", SigningKey: "unusable", SigningKeyType: "gpg"}, nil
-	})
-	git := liveGit(p)
-	p.must(git.clone, config{"repoURL": server.RepoURL("gitops.git"),
-		"author":   config{"name": "Ada", "email": "ada@example.com"},
-		"checkout": []any{config{"branch": "main", "path": "g"}}})
-	p.write("g/a", "a")
-	p.must(git.commit, config{"path": "g", "message": "m"})
-	if got, _ := exec(t, p.dir+"/g", "git", "log", "-1", "--format=%an %ae %cn %G?"); got != "Ada ada@example.com Ada N" {
-		t.Errorf("commit is by %q", got)
-	}
-	p.write("g/b", "b")
-	p.must(git.commit, config{"path": "g", "message": "m", "author": config{"name": "Eve", "email": "eve@example.com"}})
-	if got, _ := exec(t, p.dir+"/g", "git", "log", "-1", "--format=%an %ce"); got != "Eve eve@example.com" {
-		t.Errorf("git-commit's author did not win: %q", got)
 	}
 }
 

@@ -3,9 +3,12 @@ package builtin
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 
+	"github.com/tidwall/gjson"
 	"github.com/tidwall/sjson"
 
 	"github.com/stepd/stepd/steps"
@@ -39,8 +42,36 @@ func setJSON(text []byte, _, key string, value any) (edited []byte, shown string
 	default:
 		return nil, "", fmt.Errorf("value for key %q is not a scalar type", key)
 	}
+	if err := checkIndices(text, key); err != nil {
+		return nil, "", fmt.Errorf("error setting key %q in JSON file: %w", key, err)
+	}
 	if edited, err = sjson.SetBytes(text, key, value); err != nil {
 		return nil, "", fmt.Errorf("error setting key %q in JSON file: %w", key, err)
 	}
 	return edited, shown, nil
+}
+
+// maxJSONIndex is the largest index of an array that is created or filled up:
+// sjson pads the array with nulls up to it.
+const maxJSONIndex = 100_000
+
+// checkIndices refuses a path with a larger index, unless it is the key of an
+// object that is there.
+func checkIndices(text []byte, path string) error {
+	at := 0
+	for part := range strings.SplitSeq(path, ".") {
+		n, err := strconv.ParseUint(part, 10, 64)
+		if (err == nil && n > maxJSONIndex || errors.Is(err, strconv.ErrRange)) && !isJSONObject(text, path[:max(at-1, 0)]) {
+			return fmt.Errorf("index %s is larger than %d; for the key of an object write :%s", part, maxJSONIndex, part)
+		}
+		at += len(part) + 1
+	}
+	return nil
+}
+
+func isJSONObject(text []byte, path string) bool {
+	if path == "" {
+		return gjson.ParseBytes(text).IsObject()
+	}
+	return gjson.GetBytes(text, path).IsObject()
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	osexec "os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -84,7 +85,11 @@ func kustomize(workDir, dir string, cfg kustomizeBuildConfig) (built resmap.ResM
 	if err != nil {
 		return nil, err
 	}
-	return krusty.MakeKustomizer(options).Run(disk, filepath.Join(disk.workDir, rel))
+	built, err = krusty.MakeKustomizer(options).Run(disk, filepath.Join(disk.workDir, rel))
+	if errors.Is(err, osexec.ErrNotFound) {
+		err = errors.New("it renders Helm charts, for which kustomize runs the program helm, and there is none: install helm, or render the charts with helm-template before")
+	}
+	return built, err
 }
 
 func writeManifests(sc *steps.Context, cfg kustomizeBuildConfig, built resmap.ResMap) error {

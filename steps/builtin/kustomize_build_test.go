@@ -73,3 +73,12 @@ func TestKustomizeBuildStaysInside(t *testing.T) {
 	r, err := newPromotion(t).run(KustomizeBuild(), config{"path": "none", "outPath": "o.yaml"})
 	outcome{steps.Errored, false, "cannot build the Kustomization"}.check(t, "no directory", r, err)
 }
+
+func TestKustomizeBuildWithoutHelm(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	p := newPromotion(t)
+	p.write("k/kustomization.yaml", "helmCharts:\n- name: c\n  releaseName: r\n")
+	p.write("k/charts/c/Chart.yaml", "apiVersion: v2\nname: c\nversion: 0.1.0\n")
+	r, err := p.run(KustomizeBuild(), config{"path": "k", "outPath": "o.yaml"})
+	outcome{steps.Errored, false, "install helm, or render the charts with helm-template"}.check(t, "no helm", r, err)
+}

@@ -125,12 +125,22 @@ func TestJSONUpdate(t *testing.T) {
 			}
 		})
 	}
-	p := newPromotion(t)
-	p.write("f.json", "{}")
-	r, err := p.run(JSONUpdate(), config{"path": "f.json", "updates": []any{set("a", 1), set("b", nil)}})
-	outcome{steps.Errored, false, `value for key "b" is not a scalar type`}.check(t, "F32", r, err)
-	if p.read("f.json") != "{}" {
-		t.Error("half of the updates were written")
+}
+
+// TestJSONUpdateIndices: sjson would fill an array up to any index.
+func TestJSONUpdateIndices(t *testing.T) {
+	for key, refused := range map[string]bool{
+		"l.100001": true, "new.20240101.x": true, "n.99999999999999999999": true, "20240101.0": false, // the root is an object
+		"l.3": false, "m.20240101": false, "m.a\\.b": false, "new.:20240101": false,
+	} {
+		p := newPromotion(t)
+		p.write("f.json", `{"l":[1],"m":{}}`)
+		r, err := p.run(JSONUpdate(), config{"path": "f.json", "updates": []any{config{"key": key, "value": 1}}})
+		if !refused {
+			outcome{status: steps.Succeeded}.check(t, key, r, err)
+			continue
+		}
+		outcome{steps.Errored, false, "is larger than 100000"}.check(t, key, r, err)
 	}
 }
 
