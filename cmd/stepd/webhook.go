@@ -77,7 +77,7 @@ func newWebhookCommand(a *app) *cobra.Command {
 	fl.SortFlags = false
 	fl.StringVar(&f.listen, "listen", "0.0.0.0:9443", "HOST:PORT for the API server")
 	fl.StringVar(&f.metrics, "metrics", "", "HOST:PORT for /metrics, /healthz and /readyz, without TLS")
-	fl.StringVar(&f.sidecar, "sidecar-url", "http://127.0.0.1:9470", "where Kargo's controller reaches its sidecar")
+	fl.StringVar(&f.sidecar, "sidecar-url", "http://"+defaultSidecar, "where Kargo's controller reaches its sidecar")
 	fl.StringVar(&f.certFile, "tls-cert", "", "PEM certificate of the webhook; read again when it changes (default: managed)")
 	fl.StringVar(&f.keyFile, "tls-key", "", "PEM key of --tls-cert")
 	fl.StringVar(&f.signingKey, "signing-key", "", "PEM file (PKCS #8, Ed25519) of the key that signs steps; read again when it changes (default: managed)")
@@ -144,7 +144,7 @@ func (f *webhookFlags) check() error {
 		}
 	}
 	if u, err := url.Parse(f.sidecar); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-		return fmt.Errorf("--sidecar-url %q is not a URL such as http://127.0.0.1:9470", f.sidecar)
+		return fmt.Errorf("--sidecar-url %q is not a URL such as http://%s", f.sidecar, defaultSidecar)
 	}
 	if (f.certFile == "") != (f.keyFile == "") {
 		return errors.New("--tls-cert and --tls-key need each other")
