@@ -52,7 +52,8 @@ func (e *ConfigError) Unwrap() error { return e.Err }
 //
 // A string that Kargo cannot scan (an expression that is not closed) fails the
 // step when it is evaluated. The body is then that string, so that it does.
-// What is no JSON object, or has numbers beyond float64, is an error.
+// What is no JSON object, has numbers beyond float64 or an expression beyond
+// expr.MaxCode, or makes a body beyond MaxRequest, is an error.
 func EncodeConfig(config json.RawMessage) (body string, skeleton Skeleton, err error) {
 	if len(config) == 0 {
 		config = json.RawMessage("{}")
@@ -73,7 +74,12 @@ func EncodeConfig(config json.RawMessage) (body string, skeleton Skeleton, err e
 	}
 	var e encoder
 	blank := e.value(in)
-	if e.unclosed != nil {
+	switch {
+	case e.tooLong > 0:
+		return "", "", fmt.Errorf("cannot encode the config: an expression of %d bytes is longer than %d", e.tooLong, expr.MaxCode)
+	case e.Len() > MaxRequest:
+		return "", "", fmt.Errorf("cannot encode the config: it makes %d bytes, more than %d", e.Len(), MaxRequest)
+	case e.unclosed != nil:
 		return *e.unclosed, "", nil
 	}
 	skeleton, err = hash(blank)
@@ -89,6 +95,8 @@ type encoder struct {
 	strings.Builder
 	// unclosed is the first string that cannot be scanned.
 	unclosed *string
+	// tooLong is the length of an expression that is not compiled for its size.
+	tooLong int
 }
 
 // value writes v and returns it in encoded form, with null for every value
@@ -160,6 +168,10 @@ func (e *encoder) text(s string) (blank any) {
 		if !p.Code {
 			literal += p.Text
 			continue
+		}
+		if len(p.Text) > expr.MaxCode {
+			e.tooLong = len(p.Text)
+			return nil
 		}
 		parts = append(parts, literal, nil)
 		e.quote(literal)

@@ -288,6 +288,20 @@ func FuzzConfigOverWire(f *testing.F) {
 	})
 }
 
+func TestEncodeConfigRefuses(t *testing.T) {
+	for _, tc := range []struct{ reason, config, want string }{
+		{"no object", `[]`, "cannot unmarshal array"},
+		{"no JSON", `{`, "unexpected end"},
+		{"a long expression", `{"a":"${{ 1` + strings.Repeat(" ", 20_000) + `}}"}`, "an expression of 20002 bytes is longer than 16384"},
+		{"a large config", `{"a":"` + strings.Repeat("é", 200_000) + `"}`, "more than 1048576"},
+	} {
+		body, skeleton, err := wire.EncodeConfig(json.RawMessage(tc.config))
+		if err == nil || !strings.Contains(err.Error(), tc.want) || body != "" || skeleton != "" {
+			t.Errorf("%s: got %q, %q, %v", tc.reason, body, skeleton, err)
+		}
+	}
+}
+
 func TestDecodeConfigRefuses(t *testing.T) {
 	for _, tc := range []struct{ reason, encoded string }{
 		{"no JSON", `{"a":`},

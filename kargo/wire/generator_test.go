@@ -39,7 +39,7 @@ func (g generator) value(depth int) any {
 		}
 	}
 	if g.IntN(4) == 0 {
-		return pick[any](g, nil, true, false, 0, 1, 2, 3, -7, 1.5, 2.25, "",  json.Number("-0"), json.Number("1.10"), json.Number("1e400"),
+		return pick[any](g, nil, true, false, 0, 1, 2, 3, -7, 1.5, 2.25, "", json.Number("-0"), json.Number("1.10"), json.Number("1e400"),
 			json.Number("12345678901234567890"), json.Number("1E5"), json.Number("9007199254740993"), -3)
 	}
 	return g.template()

@@ -1,6 +1,7 @@
 package expr
 
 import (
+	"fmt"
 	"reflect"
 
 	"github.com/expr-lang/expr/parser"
@@ -29,6 +30,21 @@ func (e *Evaluator) Check(code string, inStep bool) (reflect.Type, error) {
 // Parses tells whether code, without its delimiters, is an expression at all.
 // What it calls need not exist: another version of Kargo may have it.
 func Parses(code string) bool {
+	if checkLength(code) != nil {
+		return false
+	}
 	_, err := parser.Parse(code)
 	return err == nil
+}
+
+// MaxCode is the most bytes of one expression. expr's parser calls itself for
+// every bracket, some kilobytes of stack each time, and running out of stack
+// ends the process. Kargo has no such limit.
+const MaxCode = 16 << 10
+
+func checkLength(code string) error {
+	if len(code) > MaxCode {
+		return fmt.Errorf("an expression of %d bytes is longer than the %d that stepd compiles", len(code), MaxCode)
+	}
+	return nil
 }

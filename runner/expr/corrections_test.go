@@ -1,6 +1,7 @@
 package expr_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/stepd/stepd/runner/expr"
@@ -33,6 +34,7 @@ func TestCorrections(t *testing.T) {
 			text("a", "${{ artifactFrom('cfg') }}"), "cfg-null"},
 		{"twice", "text out of an expression is not evaluated again", "${{ vars.t + '{{ 1 }}' }}", text("t", "$"), wantError("")},
 		{"twice2", "nor is a variable's", "${% vars.t + '{{ 1 }}' %}", text("t", "$"), "${{ 1 }}"},
+		{"deep", "an expression that would exhaust the stack", "${{ " + strings.Repeat("(", 1<<20) + " }}", nil, wantError("is longer than")},
 		{"overflow", "an integer beyond 2^53 loses digits", "${{ 9007199254740993 }}", nil, 9007199254740992},
 	})
 }

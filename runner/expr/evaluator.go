@@ -390,7 +390,9 @@ func (e *Evaluator) compile(code string, set functionSet) (*vm.Program, error) {
 		if e.options[set] == nil {
 			e.options[set] = e.functions(set)
 		}
-		c.program, c.err = expr.Compile(code, e.options[set]...)
+		if c.err = checkLength(code); c.err == nil {
+			c.program, c.err = expr.Compile(code, e.options[set]...)
+		}
 		e.programs[key] = c
 	}
 	return c.program, c.err
