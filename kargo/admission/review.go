@@ -23,11 +23,12 @@ import (
 	"github.com/stepd/stepd/runner/kargoapi"
 )
 
-// Limits of a review. The API server accepts objects up to 3 MiB, and an update
-// carries two of them.
+// Limits of a review. What etcd stores is at most 1.5 MiB, and an update carries
+// two objects.
 const (
-	maxReviewBytes   = 8 << 20
-	maxRunning       = 16
+	maxReviewBytes   = 4 << 20
+	maxRunning       = 8
+	readDeadline     = 5 * time.Second
 	defaultDeadline  = 10 * time.Second // that of admissionregistration.k8s.io/v1
 	maximalDeadline  = 30 * time.Second // the most the API server allows
 	answerBefore     = 500 * time.Millisecond
@@ -76,7 +77,8 @@ type judge interface {
 type reviewer struct {
 	name  string // of the endpoint, for logs and metrics
 	judge judge
-	// slots bounds how many requests are judged at a time.
+	// slots bounds how many requests are read or judged at a time, and so the
+	// memory that these take, whoever sends them.
 	slots   chan struct{}
 	log     *slog.Logger
 	metrics *metrics
@@ -89,6 +91,17 @@ func newReviewer(name string, j judge, log *slog.Logger, m *metrics) *reviewer {
 // ServeHTTP implements http.Handler.
 func (v *reviewer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
+	ctx, cancel := context.WithTimeout(r.Context(), deadline(r))
+	defer cancel()
+	select {
+	case v.slots <- struct{}{}:
+	case <-ctx.Done():
+		v.metrics.reviewed(v.name, outcomeFailed, time.Since(start))
+		http.Error(w, "too many requests at a time", http.StatusServiceUnavailable)
+		return
+	}
+	release := func() { <-v.slots }
+	defer func() { release() }()
 	req, code, err := readReview(w, r)
 	if err != nil {
 		v.metrics.reviewed(v.name, outcomeMalformed, time.Since(start))
@@ -96,8 +109,7 @@ func (v *reviewer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "cannot read the AdmissionReview: "+err.Error(), code)
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), deadline(r))
-	defer cancel()
+	release = func() {} // decide does
 	out := v.decide(ctx, req)
 	v.metrics.reviewed(v.name, out.outcome, time.Since(start))
 	v.record(ctx, req, out, time.Since(start))
@@ -119,6 +131,10 @@ func readReview(w http.ResponseWriter, r *http.Request) (*admissionv1.AdmissionR
 	if media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || media != "application/json" {
 		return nil, http.StatusUnsupportedMediaType, errors.New("the Content-Type has to be application/json")
 	}
+	// Not every ResponseWriter can; the server's own read timeout remains.
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Now().Add(readDeadline))
+	defer func() { _ = control.SetReadDeadline(time.Time{}) }()
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxReviewBytes))
 	if err != nil {
 		if _, tooLong := errors.AsType[*http.MaxBytesError](err); tooLong {
@@ -151,15 +167,10 @@ func deadline(r *http.Request) time.Duration {
 	return max(min(d, maximalDeadline)-answerBefore, answerBefore)
 }
 
-// decide judges a request within its deadline. What cannot be stopped, because
-// it computes, goes on for as long as it takes and occupies its slot meanwhile.
+// decide judges a request within its deadline, and gives up the slot. What
+// cannot be stopped, because it computes, goes on for as long as it takes and
+// occupies the slot meanwhile.
 func (v *reviewer) decide(ctx context.Context, req *admissionv1.AdmissionRequest) verdict {
-	tooLate := fail(http.StatusGatewayTimeout, "stepd webhook could not decide in time; try again")
-	select {
-	case v.slots <- struct{}{}:
-	case <-ctx.Done():
-		return tooLate
-	}
 	done := make(chan verdict, 1)
 	go func() {
 		defer func() { <-v.slots }()
@@ -175,7 +186,7 @@ func (v *reviewer) decide(ctx context.Context, req *admissionv1.AdmissionRequest
 	case out := <-done:
 		return out
 	case <-ctx.Done():
-		return tooLate
+		return fail(http.StatusGatewayTimeout, "stepd webhook could not decide in time; try again")
 	}
 }
 

@@ -51,11 +51,16 @@ type Options struct {
 	// Listening is called once with the addresses in use; observe is nil without
 	// Observe. Optional.
 	Listening func(listen, observe net.Addr)
+
+	after func(time.Duration) <-chan time.Time // time.After, but for tests
 }
 
 // Serve answers the API server until ctx is done, and then for as long as it
 // takes to be missed.
 func Serve(ctx context.Context, o Options) error {
+	if o.after == nil {
+		o.after = time.After
+	}
 	s := &server{Options: o}
 	s.metrics = newMetrics(o.Version, s.expiry)
 	var lc net.ListenConfig
@@ -111,7 +116,7 @@ func (s *server) run(ctx context.Context, running []*http.Server, failed <-chan 
 		s.leaving.Store(true)
 		s.Log.Info("leaving", "for", s.Leave, "drain", s.Drain)
 		select {
-		case <-time.After(s.Leave):
+		case <-s.after(s.Leave):
 		case err = <-failed:
 			ended++
 		}
