@@ -3,6 +3,7 @@ package admission
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"io"
 	"os"
 	"slices"
@@ -35,7 +36,7 @@ func configurations(t *testing.T) (mutating admissionregistrationv1.MutatingWebh
 			t.Fatal(err)
 		}
 	}
-	if _, err := documents.Read(); err != io.EOF {
+	if _, err := documents.Read(); !errors.Is(err, io.EOF) {
 		t.Fatalf("there is more in the file: %v", err)
 	}
 	return mutating, validating
