@@ -90,6 +90,7 @@ func newEdges(ctx context.Context, a *app, f edgeFlags, live bool, set *load.Set
 		return nil, err
 	}
 	registries := &ociart.Transports{}
+	recorded := gitrepo.NewRecording(gitrepo.NewLive(gitrepo.LiveOptions{}), e.effects)
 
 	b := builtin.Edges{Registries: registries, ArgoCDNamespace: os.Getenv("ARGOCD_NAMESPACE"), GitPolicy: builtin.IntegrationPolicy(os.Getenv("GIT_PUSH_INTEGRATION_POLICY"))}
 	if live {
@@ -98,7 +99,7 @@ func newEdges(ctx context.Context, a *app, f edgeFlags, live bool, set *load.Set
 		b.PullRequests = pullrequest.Live(e.effects)
 		b.OCIPush = ocipush.Live(e.effects)
 	} else {
-		scratch := gitremote.NewScratch(e.effects)
+		scratch := gitremote.NewScratch(e.effects, recorded)
 		e.closers = append(e.closers, scratch.Close)
 		b.Git = scratch
 		allow, err := httpedge.AllowPrefixes(f.allowHTTP...)
@@ -148,7 +149,7 @@ func newEdges(ctx context.Context, a *app, f edgeFlags, live bool, set *load.Set
 			return nil, fmt.Errorf("cannot make a place for intents: %w", err)
 		}
 		e.closers = append(e.closers, func() error { return os.RemoveAll(intents) })
-		commits = gitrepo.NewRecording(gitrepo.NewLive(gitrepo.LiveOptions{}), e.effects)
+		commits = recorded
 	}
 
 	regs := append(builtin.Registrations(b),

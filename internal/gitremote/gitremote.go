@@ -19,6 +19,7 @@ import (
 
 	"github.com/stepd/stepd/internal/effects"
 	"github.com/stepd/stepd/internal/gitcli"
+	"github.com/stepd/stepd/internal/gitrepo"
 	"github.com/stepd/stepd/internal/repourl"
 )
 
@@ -68,10 +69,17 @@ func (live) Open(_ context.Context, repo Repository) ([]gitcli.Setting, error) {
 	return repo.Settings, nil
 }
 
+// Kept is another edge that keeps pushes to itself: gitrepo.Recording. What it
+// keeps of a repository by its URL is in the mirrors, too.
+type Kept interface {
+	Kept(url string) (heads map[string]gitrepo.Hash, objects []gitrepo.Object)
+}
+
 // Scratch is an edge that keeps every push in mirrors below a directory of its
 // own. It must be closed.
 type Scratch struct {
 	recorder
+	kept Kept
 	mu      sync.Mutex
 	dir     string
 	mirrors map[string]*mirror
@@ -81,11 +89,15 @@ type mirror struct {
 	once sync.Once
 	dir  string
 	err  error
+
+	mu sync.Mutex
+	// taken is how many of the kept objects the mirror has.
+	taken int
 }
 
-// NewScratch returns a Scratch that logs to log.
-func NewScratch(log *effects.Log) *Scratch {
-	return &Scratch{recorder: recorder{log: log}, mirrors: map[string]*mirror{}}
+// NewScratch returns a Scratch that logs to log. kept may be nil.
+func NewScratch(log *effects.Log, kept Kept) *Scratch {
+	return &Scratch{recorder: recorder{log: log}, kept: kept, mirrors: map[string]*mirror{}}
 }
 
 // Close removes the mirrors.
@@ -112,6 +124,11 @@ func (s *Scratch) Open(ctx context.Context, repo Repository) ([]gitcli.Setting, 
 		delete(s.mirrors, repourl.Git(repo.URL)) // the next use tries again
 		s.mu.Unlock()
 		return nil, fmt.Errorf("cannot mirror %s: %w", repo.URL, m.err)
+	}
+	if s.kept != nil {
+		if err := m.take(ctx, repo.URL, s.kept); err != nil {
+			return nil, fmt.Errorf("cannot mirror what was recorded of %s: %w", repo.URL, err)
+		}
 	}
 	return append(slices.Clone(repo.Settings), gitcli.Setting{
 		Key: "url." + m.dir + ".insteadOf", Value: repo.URL,
@@ -149,6 +166,37 @@ func clone(ctx context.Context, dir string, repo Repository) error {
 	// What steps may ask of a hosting provider's server.
 	for _, setting := range [][2]string{{"uploadpack.allowFilter", "true"}, {"uploadpack.allowAnySHA1InWant", "true"}} {
 		if _, err := env.Run(ctx, dir, "config", setting[0], setting[1]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// take adds what another edge keeps of the repository. A branch of the mirror that
+// was pushed to since, or moved on the server, stays as it is.
+func (m *mirror) take(ctx context.Context, url string, kept Kept) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var env gitcli.Env
+	heads, objects := kept.Kept(url)
+	for _, o := range objects[m.taken:] {
+		id, err := env.RunInput(ctx, m.dir, o.Data, "hash-object", "-w", "--stdin", "-t", o.Type.String())
+		if err != nil {
+			return err
+		}
+		if id = strings.TrimSpace(id); id != o.ID.String() {
+			return fmt.Errorf("object %s was recorded as %s", id, o.ID)
+		}
+	}
+	m.taken = len(objects)
+	for branch, id := range heads {
+		ref := "refs/heads/" + branch
+		if old, err := env.Run(ctx, m.dir, "rev-parse", "--verify", "--quiet", ref); err == nil {
+			if _, err := env.Run(ctx, m.dir, "merge-base", "--is-ancestor", strings.TrimSpace(old), id.String()); err != nil {
+				continue
+			}
+		}
+		if _, err := env.Run(ctx, m.dir, "update-ref", ref, id.String()); err != nil {
 			return err
 		}
 	}

@@ -28,7 +28,7 @@ func server(t *testing.T) *gittest.Server {
 func TestScratchMirrorsOnce(t *testing.T) {
 	s := server(t)
 	s.RequireAuth(map[string]string{"u": "p"})
-	scratch := NewScratch(&effects.Log{})
+	scratch := NewScratch(&effects.Log{}, nil)
 	url := s.RepoURL("a.git")
 	if _, err := scratch.Open(t.Context(), Repository{URL: url}); err == nil || !strings.Contains(err.Error(), "cannot mirror "+url) {
 		t.Fatalf("error %v without credentials", err)
@@ -120,7 +120,7 @@ func TestScratchReadsOnly(t *testing.T) {
 			next.ServeHTTP(w, r)
 		})
 	})
-	scratch := NewScratch(&effects.Log{})
+	scratch := NewScratch(&effects.Log{}, nil)
 	t.Cleanup(func() { _ = scratch.Close() })
 	url := s.RepoURL("a.git")
 	settings, err := scratch.Open(t.Context(), Repository{URL: url})

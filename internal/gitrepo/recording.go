@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 
 	"github.com/stepd/stepd/internal/effects"
@@ -22,6 +23,7 @@ type Recording struct {
 	commits map[Hash]*Commit
 	trees   map[Hash]*tree
 	blobs   map[Hash][]byte
+	objects map[string][]Object // normalised URL → what was pushed, oldest first
 }
 
 // NewRecording wraps inner.
@@ -29,7 +31,17 @@ func NewRecording(inner Dialer, log *effects.Log) *Recording {
 	return &Recording{
 		inner: inner, log: log,
 		heads: map[string]map[string]Hash{}, commits: map[Hash]*Commit{}, trees: map[Hash]*tree{}, blobs: map[Hash][]byte{},
+		objects: map[string][]Object{},
 	}
+}
+
+// Kept returns the tips of the branches of a repository that pushes to it moved,
+// and all objects they brought, oldest push first. The data are not copied.
+func (d *Recording) Kept(url string) (heads map[string]Hash, objects []Object) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	key := repourl.Git(url)
+	return maps.Clone(d.heads[key]), slices.Clone(d.objects[key])
 }
 
 // Dial implements Dialer.
@@ -211,8 +223,10 @@ func (r *recordingRemote) Push(ctx context.Context, p Push) error {
 func (r *recordingRemote) keep(p Push) {
 	r.d.mu.Lock()
 	defer r.d.mu.Unlock()
+	key := repourl.Git(r.URL())
 	for _, c := range p.Commits {
 		r.d.commits[c.Commit.ID] = c.Commit
+		r.d.objects[key] = append(r.d.objects[key], c.Objects...)
 		for _, o := range c.Objects {
 			if t, err := parseTree(o); err == nil && o.Type == treeObject {
 				r.d.trees[o.ID] = t
@@ -222,7 +236,6 @@ func (r *recordingRemote) keep(p Push) {
 			}
 		}
 	}
-	key := repourl.Git(r.URL())
 	if r.d.heads[key] == nil {
 		r.d.heads[key] = map[string]Hash{}
 	}

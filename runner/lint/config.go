@@ -179,6 +179,9 @@ func (c *docLinter) violation(kind string, v configschema.Violation, at string) 
 			remedy = r
 		}
 	}
+	if _, written := c.doc.Boolean11(pointer); written != "" && remedy == "" {
+		remedy = "put it in quotes: YAML 1.1 reads " + written + " as a boolean"
+	}
 	c.report(Error, "config", pointer, remedy, "invalid %s config: %s", kind, v.Message)
 }
 
@@ -250,6 +253,9 @@ func (w *configWalker) value(v any, at, pointer string) any {
 		sort.Strings(keys)
 		for _, k := range keys {
 			p := load.Pointer(k)
+			if written, _ := w.doc.Boolean11(at + p); written != "" {
+				w.report(Warning, "document", at+p, "put it in quotes", "YAML 1.1 reads the key %s as %s", written, k)
+			}
 			if expr.HasCode(k) {
 				w.report(Warning, "unevaluated", at+p, "use a fixed key", "keys are never evaluated")
 			}

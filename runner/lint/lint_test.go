@@ -405,6 +405,11 @@ func TestFindings(t *testing.T) {
 				"15:25 warning unknown-variable", "16:26 warning unknown-variable", "18:18 warning unknown-variable",
 			},
 		},
+		"YAML11": {
+			reason: "to YAML 1.1, n and on are booleans, as keys and as values",
+			text:   task("", "  - uses: compose-output\n    config: {n: 1, 'y': 2, a: {on: no}, true: 1}\n  - uses: yaml-parse\n    config: {path: a, outputs: [{name: n, fromExpression: x}]}\n"),
+			want:   []string{"8:14 warning document: reads the key n as false", "8:32 warning document: reads the key on as true", "10:34 error config: reads n as a boolean"},
+		},
 		"Comment": {
 			reason: "a # after a space ends a plain value",
 			text:   task("{name: l}", "  - uses: compose-output\n    config:\n      a: ${{ map(vars.l, # + 1) }}\n"),

@@ -104,6 +104,27 @@ func (d *Document) Find(pointer string) *yaml.Node {
 	return value
 }
 
+// Boolean11 returns the text of a plain scalar that only YAML 1.1 reads as a
+// boolean, such as n or on: the key of the value at a JSON pointer, and the value
+// itself. Each is "" if it is none.
+func (d *Document) Boolean11(pointer string) (key, value string) {
+	if d.Find(pointer) == nil {
+		return "", ""
+	}
+	k, v := d.find(pointer)
+	text := func(n *yaml.Node) string {
+		const quoted = yaml.SingleQuotedStyle | yaml.DoubleQuotedStyle | yaml.LiteralStyle | yaml.FoldedStyle
+		if n.Kind != yaml.ScalarNode || n.Style&(quoted|yaml.TaggedStyle) != 0 || strings.EqualFold(n.Value, keyText(n)) {
+			return ""
+		}
+		return n.Value
+	}
+	if k != v {
+		key = text(k)
+	}
+	return key, text(v)
+}
+
 // find returns the nodes of the deepest part of pointer that exists.
 func (d *Document) find(pointer string) (key, value *yaml.Node) {
 	key, value = d.Node, d.Node

@@ -277,7 +277,7 @@ func TestMergePR(t *testing.T) {
 func TestPRFlowRecorded(t *testing.T) {
 	f, url := newForge(t)
 	p := newPromotion(t)
-	scratch := gitremote.NewScratch(p.log)
+	scratch := gitremote.NewScratch(p.log, nil)
 	t.Cleanup(func() { _ = scratch.Close() })
 	hosts := pullrequest.NewRecorder(p.log)
 	git := gitOn(scratch)

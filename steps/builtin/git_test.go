@@ -206,7 +206,7 @@ func TestScratchRemoteKeepsPushes(t *testing.T) {
 	server := gitopsServer(t)
 	tip := server.MustGit(t, "gitops.git", "rev-parse", "main")
 	p := newPromotion(t)
-	scratch := gitremote.NewScratch(p.log)
+	scratch := gitremote.NewScratch(p.log, nil)
 	t.Cleanup(func() {
 		if err := scratch.Close(); err != nil {
 			t.Error(err)
