@@ -57,7 +57,7 @@ func newPluginCommand(a *app) *cobra.Command {
 		newPluginListCommand(a, &f),
 		newPluginVerifyCommand(a, &f),
 		newPluginRemoveCommand(a, &f),
-		newPluginServeCommand(a),
+		newPluginServeCommand(),
 	)
 	return cmd
 }
@@ -255,7 +255,7 @@ func newPluginRemoveCommand(a *app, f *pluginFlags) *cobra.Command {
 	}
 }
 
-func newPluginServeCommand(a *app) *cobra.Command {
+func newPluginServeCommand() *cobra.Command {
 	var f hostedFlags
 	cmd := &cobra.Command{
 		Use:   "serve",

@@ -277,7 +277,7 @@ func TestWhatTheStepIsTold(t *testing.T) {
 	b.cluster.freight["acme/f1"] = kargoapi.Freight{ObjectMeta: kargoapi.ObjectMeta{Name: "f1"}, Alias: "frank", Images: []steps.Image{{RepoURL: "r", Tag: "v1"}}}
 	told := make(chan *steps.Context, 1)
 	p := b.promote("acme", "p1")
-	b.does(func(ctx context.Context, sc *steps.Context) (steps.Result, error) {
+	b.does(func(_ context.Context, sc *steps.Context) (steps.Result, error) {
 		told <- sc
 		return steps.Result{Status: steps.Succeeded}, nil
 	})

@@ -132,7 +132,7 @@ func (s *Server) perform(op *operation) (runner.Settlement, map[string]any, erro
 			return settled, result.Output, nil
 		}
 		if op.ctx.Err() != nil {
-			return runner.Settlement{}, nil, context.Cause(op.ctx)
+			return runner.Settlement{}, nil, op.given()
 		}
 		wait := defaultPoll
 		switch {
@@ -148,7 +148,7 @@ func (s *Server) perform(op *operation) (runner.Settlement, map[string]any, erro
 		s.say(op, "%s", settled.Message)
 		select {
 		case <-op.ctx.Done():
-			return runner.Settlement{}, nil, context.Cause(op.ctx)
+			return runner.Settlement{}, nil, op.given()
 		case <-time.After(wait):
 		}
 	}
@@ -174,7 +174,7 @@ func (s *Server) attempt(ctx context.Context, op *operation, step steps.Runner, 
 	}
 	switch {
 	case op.ctx.Err() != nil:
-		return runner.Settlement{}, steps.Result{}, context.Cause(op.ctx)
+		return runner.Settlement{}, steps.Result{}, op.given()
 	case errors.As(err, new(*wire.ConfigError)):
 		// Native Kargo ends the step at once, without counting an error.
 		return runner.Settlement{Done: true, Status: steps.Errored, Err: err, ErrorCount: op.errors,
@@ -190,7 +190,7 @@ func (s *Server) attempt(ctx context.Context, op *operation, step steps.Runner, 
 	result, err = wrapped.Run(ctx, sc)
 	s.metrics.attempted(op, result.Status, err, time.Since(begin))
 	if err != nil && op.ctx.Err() != nil {
-		return runner.Settlement{}, steps.Result{}, context.Cause(op.ctx)
+		return runner.Settlement{}, steps.Result{}, op.given()
 	}
 	if !result.Status.Valid() && err == nil {
 		return runner.Settlement{Done: true, Status: steps.Errored, ErrorCount: op.errors,

@@ -56,8 +56,8 @@ type operation struct {
 
 // Why operations are cancelled.
 var (
-	errSuperseded = errors.New("Kargo has started the step anew")
-	errAbandoned  = fmt.Errorf("Kargo has not asked for the step for %s", abandonAfter)
+	errSuperseded = errors.New("the step, or one before it, was started anew")
+	errAbandoned  = fmt.Errorf("nobody has asked for the step for %s", abandonAfter)
 	errDraining   = errors.New("the sidecar is stopping")
 )
 
@@ -66,7 +66,7 @@ var (
 // operation.
 func (s *Server) attach(ctx context.Context, c *call) (*operation, *wire.Answer, error) {
 	for {
-		op, kept, before, err := s.attachOnce(c)
+		op, kept, before, err := s.attachOnce(c) //nolint:contextcheck // an operation outlives the request that began it
 		if before == nil {
 			return op, kept, err
 		}
@@ -81,7 +81,7 @@ func (s *Server) attach(ctx context.Context, c *call) (*operation, *wire.Answer,
 
 // attachOnce does so unless an operation has to end before.
 func (s *Server) attachOnce(c *call) (op *operation, kept *wire.Answer, before *operation, err error) {
-	lock := s.attaching.of(c.key())
+	lock := s.attaching.of(c.promotion.UID)
 	lock.Lock()
 	defer lock.Unlock()
 	switch op, how := s.join(c); how {
@@ -109,8 +109,26 @@ func (s *Server) attachOnce(c *call) (op *operation, kept *wire.Answer, before *
 			failed = stored.Errors
 		}
 	}
+	if other := s.giveUpOthers(c); other != nil {
+		return nil, nil, other, nil
+	}
 	op, err = s.begin(c, failed)
 	return op, nil, nil, err
+}
+
+// giveUpOthers cancels an operation of another step of the Promotion, and
+// returns it. Kargo runs one step at a time: it has gone back, as it does when a
+// work dir is lost, and will come to that step again.
+func (s *Server) giveUpOthers(c *call) *operation {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key, op := range s.ops {
+		if key.uid == c.promotion.UID && key.alias != c.claims.Alias {
+			op.cancel(errSuperseded)
+			return op
+		}
+	}
+	return nil
 }
 
 func refuseStale(a wire.Attempt) error {
@@ -206,6 +224,9 @@ func (c *call) logger(s *Server) *slog.Logger {
 	return s.Log.With("namespace", c.claims.Namespace, "promotion", c.claims.Promotion, "step", c.claims.Alias, "uses", c.claims.Kind)
 }
 
+// given is the reason that the operation was cancelled with.
+func (o *operation) given() error { return context.Cause(o.ctx) }
+
 // enter notes that a request waits; Server.mu is held.
 func (o *operation) enter() {
 	o.waiters++
@@ -244,6 +265,11 @@ func (s *Server) await(ctx context.Context, op *operation) wire.Answer {
 	case <-ctx.Done():
 	case <-s.draining:
 	}
+	select {
+	case <-op.done: // just so
+		return op.answer
+	default:
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return wire.Answer{Status: steps.Running, Message: op.redactor.String(op.doing)}
@@ -278,7 +304,7 @@ func (s *Server) turn(op *operation) (done func(), err error) {
 	case s.turns <- struct{}{}:
 		return func() { <-s.turns }, nil
 	case <-op.ctx.Done():
-		return nil, context.Cause(op.ctx)
+		return nil, op.given()
 	case <-deadline.C:
 		return nil, fmt.Errorf("step %q timed out after %s: there was no turn for it", op.claims.Alias, op.timeout)
 	}
@@ -287,6 +313,9 @@ func (s *Server) turn(op *operation) (done func(), err error) {
 // stillWanted reads the Promotion and says why the operation has to end; nil if
 // it goes on. An API server that does not answer is unknown.
 func (s *Server) stillWanted(ctx context.Context, op *operation) (why, unknown error) {
+	if !op.dir.isSame(s.WorkRoot, op.key.uid) {
+		return errors.New("the Promotion's work dir was lost, so Kargo starts it again"), nil
+	}
 	p, err := s.Cluster.Promotion(ctx, op.claims.Namespace, op.claims.Promotion)
 	switch {
 	case isGone(err):
@@ -328,7 +357,7 @@ func (s *Server) checkPush(ctx context.Context, p gitrepo.Pusher) error {
 		return fmt.Errorf("step %q of Promotion %q does not run here any more", p.Alias, p.Promotion)
 	}
 	if op.ctx.Err() != nil {
-		return context.Cause(op.ctx)
+		return op.given()
 	}
 	if time.Now().After(op.deadline) {
 		return fmt.Errorf("step %q timed out after %s", p.Alias, op.timeout)

@@ -114,11 +114,14 @@ func cutPrefix(path string) (rest string, ok bool) {
 
 func readBody(w http.ResponseWriter, r *http.Request) (wire.Request, error) {
 	// Not the server's ReadTimeout: that would end the request, too, while it
-	// waits for its answer.
+	// waits for its answer. It stays for what is left of a body that is refused,
+	// which the server reads before it answers.
 	conn := http.NewResponseController(w)
 	_ = conn.SetReadDeadline(time.Now().Add(readTimeout)) // a recorder in a test has no connection
 	text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, wire.MaxRequest))
-	_ = conn.SetReadDeadline(time.Time{})
+	if err == nil {
+		_ = conn.SetReadDeadline(time.Time{})
+	}
 	var large *http.MaxBytesError
 	switch {
 	case errors.As(err, &large):
@@ -191,7 +194,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, drain time.Duration)
 	case <-ctx.Done():
 	case err = <-failed:
 	}
-	s.Drain(drain) //nolint:contextcheck // ctx is done, which is why there is a drain
+	s.Drain(drain)
 	stopSweeping()
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()

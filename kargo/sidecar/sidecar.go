@@ -17,6 +17,7 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"log/slog"
 	"path/filepath"
 	"sync"
@@ -109,7 +110,7 @@ type Server struct {
 	turns   chan struct{}
 	flights chan struct{}
 
-	// attaching keeps two requests for one step from being judged at a time.
+	// attaching keeps two requests of one Promotion from being judged at a time.
 	attaching stripes
 
 	mu       sync.Mutex
@@ -173,13 +174,11 @@ func New(o Options) (*Server, error) {
 	return s, nil
 }
 
-// stripes are locks by key.
+// stripes are locks by name.
 type stripes [64]sync.Mutex
 
-func (l *stripes) of(k stepKey) *sync.Mutex {
-	h := uint32(2166136261) // FNV-1a
-	for _, b := range []byte(k.uid + "\x00" + k.alias) {
-		h = (h ^ uint32(b)) * 16777619
-	}
-	return &l[h%uint32(len(l))]
+func (l *stripes) of(name string) *sync.Mutex {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(name)) // a hash takes anything
+	return &l[h.Sum32()%uint32(len(l))]
 }
