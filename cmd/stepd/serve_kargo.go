@@ -122,8 +122,12 @@ func (f *serveFlags) runKargo(ctx context.Context, a *app) error {
 	}
 	log := a.log()
 	keys := &sidecar.KeyDir{Path: f.kargo.publicKeys, Log: log}
+	if info, err := os.Stat(keys.Path); err != nil || !info.IsDir() {
+		return usageError("--public-keys has to be a directory, not %q", keys.Path)
+	}
 	if _, err := keys.Keys(); err != nil {
-		return usageError("--public-keys: %w", err)
+		// The webhook may be about to publish its first key.
+		a.statusf("stepd: no step will run until there is a key: %v", err)
 	}
 	hosted := f.hosted
 	hosted.stateDir = stateDir

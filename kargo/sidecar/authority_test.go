@@ -72,7 +72,7 @@ func TestAuthority(t *testing.T) {
 		{"two bodies", func(w *world) {
 			text, _ := io.ReadAll(w.r.Body)
 			body(w, string(text)+string(text))
-		}, 400, steps.Failed, "more after"},
+		}, 400, steps.Failed, "not JSON"},
 		{"no attempt", func(w *world) { body(w, `{"config":{"x":"y"}}`) }, 400, steps.Failed, "startedAt"},
 		{"a config that is no object", func(w *world) { rebody(w, func(r *wire.Request) { r.Config = json.RawMessage(`[1]`) }) }, 400, steps.Failed, "no object"},
 
@@ -156,7 +156,7 @@ func TestAuthority(t *testing.T) {
 		{"the sidecar may not read Promotions", func(w *world) { w.cluster.down = &cluster.StatusError{Code: 403} }, 403, steps.Failed, "service account"},
 
 		// 4. Kind and config.
-		{"another kind in the path", func(w *world) { w.r.URL.Path = wire.PathPrefix + "other" }, 403, steps.Failed, `"other"`},
+		{"another kind in the path", func(w *world) { w.r.URL.Path = wire.PathPrefix + "other" }, 403, steps.Failed, "'other'"},
 		{"a kind that this sidecar does not have", func(w *world) {
 			token := sign(w, w.key, func(c *wire.Claims) { c.Kind = "newer" })
 			hold(w, token)

@@ -141,7 +141,7 @@ func TestAttempts(t *testing.T) {
 				b.t.Fatal(err)
 			}
 		}, 2, false},
-		{"the work dir was lost and made again in the same second", func(b *bench, p *promotion) {
+		{"the work dir was lost and made again in the same second", func(_ *bench, p *promotion) {
 			p.loseWorkDir()
 			p.makeWorkDir()
 		}, 2, false},
@@ -161,7 +161,7 @@ func TestAttempts(t *testing.T) {
 				}
 			}
 		}, 2, false},
-		{"the stored answer is another step's", func(b *bench, p *promotion) {
+		{"the stored answer is another step's", func(b *bench, _ *promotion) {
 			mine := b.stored()
 			b.promote("acme", "p2").post()
 			b.runs = b.runs[:1]
@@ -405,7 +405,7 @@ func TestDeadline(t *testing.T) {
 				for a.Status == steps.Running {
 					a = p.post()
 				}
-				want := fmt.Sprintf(`step "task::step" timed out after %s`, tc.want)
+				want := fmt.Sprintf(`step 'task::step' timed out after %s`, tc.want)
 				if a.Status != steps.Errored || a.Message != want {
 					t.Errorf("answered %s: %s, want %s", a.Status, a.Message, want)
 				}
@@ -455,15 +455,15 @@ func TestRetry(t *testing.T) {
 		message   string
 		runs      int
 	}{
-		{"no retry by default", 0, nil, []error{fails}, steps.Errored, `step "task::step" met error threshold of 1: no luck`, 1},
-		{"as often as asked for", 3, nil, []error{fails, fails, fails}, steps.Errored, `step "task::step" met error threshold of 3: no luck`, 3},
+		{"no retry by default", 0, nil, []error{fails}, steps.Errored, `step 'task::step' met error threshold of 1: no luck`, 1},
+		{"as often as asked for", 3, nil, []error{fails, fails, fails}, steps.Errored, `step 'task::step' met error threshold of 3: no luck`, 3},
 		{"success after errors", 3, nil, []error{fails, fails, nil}, steps.Succeeded, "", 3},
 		{"terminal errors are not retried", 3, nil, []error{steps.Terminal(fails)}, steps.Errored, "an unrecoverable error occurred: no luck", 1},
 		{"a failure that is terminal", 3, []steps.Result{{Status: steps.Failed}}, []error{steps.Terminal(fails)}, steps.Failed, "no luck", 1},
 		{"Errored without an error", 1, []steps.Result{{Status: steps.Errored}}, []error{nil}, steps.Errored,
-			`step "task::step" met error threshold of 1: step "task::step" errored: no details provided`, 1},
+			`step 'task::step' met error threshold of 1: step 'task::step' errored: no details provided`, 1},
 		{"Running is asked again", 1, []steps.Result{{Status: steps.Running}, {Status: steps.Running}, {Status: steps.Skipped}}, []error{nil, nil, nil}, steps.Succeeded, "", 3},
-		{"an unknown status", 1, []steps.Result{{Status: "Odd"}}, []error{nil}, steps.Errored, `step "task::step" returned an invalid status: Odd`, 1},
+		{"an unknown status", 1, []steps.Result{{Status: "Odd"}}, []error{nil}, steps.Errored, `step 'task::step' returned an invalid status: Odd`, 1},
 	} {
 		t.Run(tc.reason, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, b *bench) {
