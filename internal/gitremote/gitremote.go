@@ -79,7 +79,7 @@ type Kept interface {
 // own. It must be closed.
 type Scratch struct {
 	recorder
-	kept Kept
+	kept    Kept
 	mu      sync.Mutex
 	dir     string
 	mirrors map[string]*mirror
