@@ -21,6 +21,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"time"
 
@@ -29,6 +30,7 @@ import (
 	"github.com/sigstore/sigstore-go/pkg/root"
 	"github.com/sigstore/sigstore/pkg/cryptoutils"
 
+	"github.com/stepd/stepd/e2e/process"
 	"github.com/stepd/stepd/e2e/sigstore/ctlog"
 	"github.com/stepd/stepd/e2e/sigstore/rekorv1"
 	"github.com/stepd/stepd/e2e/sigstore/trust"
@@ -60,7 +62,7 @@ type Stack struct {
 
 	issuer    *issuer
 	standIns  []*httptest.Server
-	processes []*process
+	processes []*process.Process
 }
 
 // Start builds what the cache lacks (minutes), starts everything (seconds) and
@@ -161,13 +163,13 @@ func (s *Stack) startServers(ctx context.Context, b binaries, ctURL string) (log
 
 func (s *Stack) stopServers() {
 	for _, p := range s.processes {
-		p.stop()
+		p.Kill()
 	}
 	s.processes = nil
 }
 
 func (s *Stack) tryServers(ctx context.Context, b binaries, ctURL, storage string) (trust.Log, error) {
-	ports, err := freePorts(7)
+	ports, err := process.FreePorts(7)
 	if err != nil {
 		return trust.Log{}, err
 	}
@@ -200,12 +202,12 @@ func (s *Stack) tryServers(ctx context.Context, b binaries, ctURL, storage strin
 		}, s.rekorV2 + "/healthz"},
 		{"timestamp-authority", b.tsa, []string{ports[5]}, s.tsa + "/ping"},
 	} {
-		proc, err := startProcess(ctx, p.name, p.bin, p.args...)
+		proc, err := process.Start(p.name, exec.CommandContext(context.WithoutCancel(ctx), p.bin, p.args...))
 		if err != nil {
 			return trust.Log{}, err
 		}
 		s.processes = append(s.processes, proc)
-		if err := proc.ready(ctx, p.ready); err != nil {
+		if err := proc.Ready(ctx, process.OK(nil, p.ready)); err != nil {
 			return trust.Log{}, err
 		}
 	}

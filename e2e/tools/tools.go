@@ -1,5 +1,6 @@
 // Package tools builds the programs that the end-to-end suite runs: stepd
-// itself, both majors of cosign, and the Sigstore servers. Released programs
+// itself, both majors of cosign, the Sigstore servers, and a Kubernetes API
+// server with its database. Released programs
 // are built once per version and Go release and kept in the user's cache
 // folder ($XDG_CACHE_HOME/stepd/tools), outside the checkout.
 package tools
@@ -59,6 +60,44 @@ func TimestampAuthority(ctx context.Context) (string, error) {
 	}
 	return cached("tsa@"+strings.TrimSpace(string(out)), "tsa", func(dir string) *exec.Cmd {
 		return goCommand(ctx, src, "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, "tsa"), ".")
+	})
+}
+
+// KubeAPIServer returns the path of Kubernetes' API server (see servers/kube,
+// whose go.mod has the version). Building it takes minutes.
+func KubeAPIServer(ctx context.Context) (string, error) {
+	return fromKube(ctx, "kube-apiserver", "k8s.io/kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver",
+		// The server refuses to start as v0.0.0, which is what it is when nobody says.
+		"-X k8s.io/component-base/version.gitVersion=%[1]s -X k8s.io/component-base/version.gitMajor=%[2]s"+
+			" -X k8s.io/component-base/version.gitMinor=%[3]s -X k8s.io/component-base/version.gitTreeState=clean")
+}
+
+// Etcd returns the path of etcd (see servers/kube, whose go.mod has the
+// version).
+func Etcd(ctx context.Context) (string, error) {
+	return fromKube(ctx, "etcd", "go.etcd.io/etcd/server/v3", "go.etcd.io/etcd/server/v3", "")
+}
+
+// fromKube builds a program with the versions of servers/kube. The linker's
+// flags may name the module's version, and its major and minor number.
+func fromKube(ctx context.Context, name, module, pkg, ldflags string) (string, error) {
+	root, err := Checkout()
+	if err != nil {
+		return "", err
+	}
+	src := filepath.Join(root, "e2e", "servers", "kube")
+	out, err := goCommand(ctx, src, "list", "-m", "-f", "{{.Version}}", module).Output()
+	if err != nil {
+		return "", fmt.Errorf("cannot read the version of %s: %w", name, err)
+	}
+	version := strings.TrimSpace(string(out))
+	if ldflags != "" {
+		major, minor, _ := strings.Cut(strings.TrimPrefix(version, "v"), ".")
+		minor, _, _ = strings.Cut(minor, ".")
+		ldflags = " " + fmt.Sprintf(ldflags, version, major, minor)
+	}
+	return cached(name+"@"+version, name, func(dir string) *exec.Cmd {
+		return goCommand(ctx, src, "build", "-trimpath", "-ldflags=-s -w"+ldflags, "-o", filepath.Join(dir, name), pkg)
 	})
 }
 

@@ -1,4 +1,4 @@
-package sigstore
+package process
 
 import (
 	"os/exec"

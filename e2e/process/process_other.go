@@ -1,6 +1,6 @@
 //go:build !linux
 
-package sigstore
+package process
 
 import "os/exec"
 
