@@ -118,13 +118,13 @@ func (s *Server) writeFiles() error {
 	if err != nil {
 		return fmt.Errorf("cannot make a key: %w", err)
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
+	der, err := x509.MarshalECPrivateKey(key)
 	if err != nil {
 		return fmt.Errorf("cannot encode the key: %w", err)
 	}
 	return errors.Join(
 		os.WriteFile(filepath.Join(s.dir, "users.csv"), []byte(users.String()), 0o600),
-		os.WriteFile(filepath.Join(s.dir, "sa.key"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600),
+		os.WriteFile(filepath.Join(s.dir, "sa.key"), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), 0o600),
 	)
 }
 

@@ -2,6 +2,9 @@ package standin
 
 import (
 	"context"
+	"fmt"
+	"os/exec"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -17,7 +20,8 @@ func application() *unstructured.Unstructured {
 }
 
 // applications stands in for Argo CD's controller: an operation that is asked
-// for succeeds at once, at the revision it names. Nothing is deployed.
+// for succeeds at once, at what the source's targetRevision is then. Nothing is
+// deployed.
 type applications struct{ client client.Client }
 
 // Reconcile implements reconcile.Reconciler.
@@ -28,12 +32,12 @@ func (a applications) Reconcile(ctx context.Context, req reconcile.Request) (rec
 	}
 	operation, asked, err := unstructured.NestedMap(app.Object, "operation")
 	annotations := app.GetAnnotations()
-	_, refresh := annotations["argocd.argoproj.io/refresh"]
+	_, refresh := annotations[refreshAnnotation]
 	if err != nil || !asked && !refresh {
 		return reconcile.Result{}, err
 	}
 	before := app.DeepCopy()
-	delete(annotations, "argocd.argoproj.io/refresh")
+	delete(annotations, refreshAnnotation)
 	app.SetAnnotations(annotations)
 	now := time.Now().UTC().Format(time.RFC3339)
 	status, _, _ := unstructured.NestedMap(app.Object, "status")
@@ -43,20 +47,35 @@ func (a applications) Reconcile(ctx context.Context, req reconcile.Request) (rec
 	status["reconciledAt"] = now
 	status["health"] = map[string]any{"status": "Healthy"}
 	if asked {
-		result := map[string]any{}
-		sync, _, _ := unstructured.NestedMap(operation, "sync")
-		for _, key := range []string{"revision", "revisions", "source", "sources"} {
-			if v, ok := sync[key]; ok {
-				result[key] = v
-			}
+		revision, err := targetRevision(ctx, app)
+		if err != nil {
+			return reconcile.Result{}, err
 		}
 		status["operationState"] = map[string]any{
 			"phase": "Succeeded", "message": "successfully synced", "operation": operation,
-			"startedAt": now, "finishedAt": now, "syncResult": result,
+			"startedAt": now, "finishedAt": now, "syncResult": map[string]any{"revision": revision},
 		}
-		status["sync"] = map[string]any{"status": "Synced", "revision": result["revision"]}
+		status["sync"] = map[string]any{"status": "Synced", "revision": revision}
 		delete(app.Object, "operation")
 	}
 	app.Object["status"] = status
 	return reconcile.Result{}, a.client.Patch(ctx, app, client.MergeFrom(before))
+}
+
+const refreshAnnotation = "argocd.argoproj.io/refresh"
+
+// targetRevision is the commit that an Application with one git source is to
+// be synced to.
+func targetRevision(ctx context.Context, app *unstructured.Unstructured) (string, error) {
+	repo, _, _ := unstructured.NestedString(app.Object, "spec", "source", "repoURL")
+	target, _, _ := unstructured.NestedString(app.Object, "spec", "source", "targetRevision")
+	if len(target) == 40 {
+		return target, nil
+	}
+	out, err := exec.CommandContext(ctx, "git", "ls-remote", "--", repo, "refs/heads/"+target).Output()
+	commit, _, ok := strings.Cut(string(out), "\t")
+	if err != nil || !ok {
+		return "", fmt.Errorf("cannot read branch %q of %s: %w", target, repo, err)
+	}
+	return commit, nil
 }

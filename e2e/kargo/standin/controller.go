@@ -36,6 +36,7 @@ import (
 	"github.com/stepd/stepd/internal/gitremote"
 	"github.com/stepd/stepd/internal/httpedge"
 	"github.com/stepd/stepd/runner"
+	"github.com/stepd/stepd/runner/expr"
 	"github.com/stepd/stepd/runner/kargoapi"
 	"github.com/stepd/stepd/steps"
 	"github.com/stepd/stepd/steps/builtin"
@@ -105,22 +106,34 @@ func Run(ctx context.Context, cluster *rest.Config, o Options) error {
 	return manager.Start(ctx)
 }
 
-// engine is the engine with Kargo's own steps; it knows none of stepd's.
+// Data is what steps and expressions read from and write into a cluster.
+type Data interface {
+	expr.Data
+	builtin.Resources
+}
+
+// Steps are Kargo's own steps, and none of stepd's. Without apps, Argo CD has
+// every Application that is asked for.
+func Steps(apps argocd.Applications, d Data) (*runner.Registry, error) {
+	log := &effects.Log{}
+	if apps == nil {
+		apps = argocd.NewRecorder(log, true)
+	}
+	return runner.NewRegistry(builtin.Registrations(builtin.Edges{
+		Git: gitremote.Live(log), HTTP: httpedge.Live(log), Downloads: httpedge.Live(log), ArgoCD: apps, Resources: d,
+	})...)
+}
+
 func engine(cluster *rest.Config, c client.Client) (*runner.Engine, error) {
 	httpClient, err := rest.HTTPClientFor(cluster)
 	if err != nil {
 		return nil, fmt.Errorf("cannot make a client: %w", err)
 	}
-	log := &effects.Log{}
-	d := data{c}
-	registry, err := runner.NewRegistry(builtin.Registrations(builtin.Edges{
-		Git: gitremote.Live(log), HTTP: httpedge.Live(log), Downloads: httpedge.Live(log),
-		ArgoCD: argocd.NewCluster(httpClient, cluster.Host, log), Resources: d,
-	})...)
+	registry, err := Steps(argocd.NewCluster(httpClient, cluster.Host, &effects.Log{}), data{c})
 	if err != nil {
 		return nil, err
 	}
-	return &runner.Engine{Registry: registry, Data: d, Log: slog.New(slog.DiscardHandler)}, nil
+	return &runner.Engine{Registry: registry, Data: data{c}, Log: slog.New(slog.DiscardHandler)}, nil
 }
 
 type promotionController struct {
