@@ -45,8 +45,8 @@ generate: ## regenerate every generated file
 	go generate ./...
 
 .PHONY: e2e
-e2e: ## end to end, hermetic: a real registry, git http-backend, cosign and Sigstore on loopback
-	cd e2e && go test -count=1 ./... # what it tests is not in its own module: never cached
+e2e: ## end to end, hermetic: a real registry, git http-backend, cosign, Sigstore and Kubernetes API server on loopback
+	cd e2e && go test -count=1 -timeout 40m ./... # never cached: what it tests is not in its own module; the first time it builds the servers
 
 .PHONY: bench
 bench: ## benchmarks, each printed as a ratio against a named baseline of the same run

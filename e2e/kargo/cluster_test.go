@@ -89,7 +89,7 @@ func startCluster(ctx context.Context, dir, crds string) (_ *cluster, err error)
 		return nil, err
 	}
 	c.stepd, err = startStepd(ctx, c.client, stepdOptions{
-		bin: bin, dir: filepath.Join(dir, "stepd"), workRoot: c.workRoot,
+		bin: bin, dir: filepath.Join(dir, "host"), workRoot: c.workRoot,
 		sidecarConfig: kubeconfig, webhookConfig: webhookConfig, webhookHost: host, webhookPort: webhookPort,
 	})
 	if err != nil {

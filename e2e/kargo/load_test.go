@@ -1,9 +1,7 @@
 package kargo_test
 
 import (
-	"encoding/json"
 	"fmt"
-	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -54,19 +52,7 @@ func loadTest(t *testing.T, stages, each int) {
 	if err := creating.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	phases := map[string]int{}
-	deadline := time.Now().Add(time.Duration(stages*each) * within / 50)
-	for phases["Succeeded"] < stages*each {
-		eventually(t, "progress", func() bool {
-			now := p.phases(t)
-			changed := !maps.Equal(now, phases)
-			phases = now
-			return changed
-		}, func() string { return fmt.Sprint(phases) })
-		if n := phases["Failed"] + phases["Errored"] + phases["Aborted"]; n > 0 || time.Now().After(deadline) {
-			t.Fatalf("after %s: %v\n%s", time.Since(began), phases, p.failures(t))
-		}
-	}
+	p.allSucceed(t, stages*each, began)
 	took := time.Since(began)
 	p.oneCommitEach(t, slices.Concat(names...)...)
 	if p.stepd == nil {
@@ -80,6 +66,30 @@ func loadTest(t *testing.T, stages, each int) {
 	t.Logf("%d Promotions in %s; the sidecar's peak is %d MiB", stages*each, took, peak>>20)
 	if peak > maxMemory {
 		t.Errorf("the sidecar had %d MiB resident, more than %d", peak>>20, int64(maxMemory)>>20)
+	}
+}
+
+// allSucceed waits until all Promotions of the project have succeeded. They have
+// time for each.
+func (p *project) allSucceed(t *testing.T, promotions int, began time.Time) {
+	t.Helper()
+	deadline := time.NewTimer(within + time.Duration(promotions)*3*time.Second)
+	defer deadline.Stop()
+	tick := time.NewTicker(500 * time.Millisecond) // a listing is megabytes
+	defer tick.Stop()
+	for {
+		phases := p.phases(t)
+		switch {
+		case phases["Succeeded"] == promotions:
+			return
+		case phases["Failed"]+phases["Errored"]+phases["Aborted"] > 0:
+			t.Fatalf("after %s: %v\n%s", time.Since(began), phases, p.failures(t))
+		}
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			t.Fatalf("still, after %s: %v", time.Since(began), phases)
+		}
 	}
 }
 
@@ -112,10 +122,6 @@ func (p *project) failures(t *testing.T) string {
 		if phase == "Failed" || phase == "Errored" {
 			s += u.GetName() + " " + describe(promotionOf(t, &u)) + "\n"
 		}
-	}
-	if s == "" {
-		b, _ := json.Marshal(p.phases(t))
-		return string(b)
 	}
 	return s
 }

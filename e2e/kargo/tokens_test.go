@@ -80,8 +80,8 @@ func TestRequestsThatMustNotBeServed(t *testing.T) {
 		{"never-issued", "the webhook's key, but not the token that the Promotion holds", 403, func(c *call) {
 			c.Header.Set("Authorization", signed(webhookKey, func(c *wire.Claims) { c.IssuedAt = c.IssuedAt.Add(time.Hour) }))
 		}},
-		{"other-promotion", "that Promotion holds another token", 403, func(c *call) {
-			c.Header.Set("Authorization", signed(webhookKey, func(c *wire.Claims) { c.Promotion = other }))
+		{"other-promotion", "the webhook's key, for another Promotion, but not the token that it holds", 403, func(c *call) {
+			c.Header.Set("Authorization", signed(webhookKey, func(c *wire.Claims) { c.Promotion, c.IssuedAt = other, c.IssuedAt.Add(time.Hour) }))
 		}},
 		{"no-such-promotion", "there is none of that name", 404, func(c *call) {
 			c.Header.Set("Authorization", signed(webhookKey, func(c *wire.Claims) { c.Promotion = "prd-us.nothing.here" }))

@@ -140,13 +140,16 @@ func (s *Server) runningPromotion(ctx context.Context, claims wire.Claims) (*kar
 			return nil, notNow("the sidecar cannot ask the API server for the Promotion yet: %v", err)
 		}
 		if p.Status.Phase != "" && p.Status.Phase != kargoapi.PromotionPending {
-			if err := stopped(p, p.UID); err != nil {
+			switch err := stopped(p, p.UID); {
+			case errors.Is(err, errAborting):
+				return nil, notNow("%v", err)
+			case err != nil:
 				return nil, refuse(http.StatusConflict, "%v", err)
 			}
 			return p, nil
 		}
 		if p.AbortRequested() {
-			return nil, refuse(http.StatusConflict, "the Promotion is being aborted")
+			return nil, notNow("%v", errAborting)
 		}
 		if time.Now().After(until) {
 			return nil, notNow("the Promotion is not running yet")
@@ -159,6 +162,11 @@ func (s *Server) runningPromotion(ctx context.Context, claims wire.Claims) (*kar
 	}
 }
 
+// errAborting is why nothing is done for a Promotion that Kargo is about to
+// abort. It is no failure of the step: Kargo would show that, and not that
+// somebody aborted the Promotion, which it looks for only between requests.
+var errAborting = errors.New("the Promotion is being aborted")
+
 // stopped says why nothing may be done any more for the Promotion that had a
 // UID; nil if it goes on.
 func stopped(p *kargoapi.Promotion, uid string) error {
@@ -168,7 +176,7 @@ func stopped(p *kargoapi.Promotion, uid string) error {
 	case p.DeletionTimestamp != nil:
 		return errors.New("the Promotion is being deleted")
 	case p.AbortRequested():
-		return errors.New("the Promotion is being aborted")
+		return errAborting
 	case p.Status.Phase != kargoapi.PromotionRunning:
 		return fmt.Errorf("the Promotion is not running: its phase is %s", p.Status.Phase)
 	}

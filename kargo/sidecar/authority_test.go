@@ -139,12 +139,12 @@ func TestAuthority(t *testing.T) {
 		}, 409, steps.Failed, "Failed"},
 		{"the Promotion is being aborted", func(w *world) {
 			w.p.change(func(o *kargoapi.Promotion) { o.Annotations[kargoapi.AnnotationAbort] = "terminate" })
-		}, 409, steps.Failed, "aborted"},
+		}, 200, steps.Running, "aborted"},
 		{"the Promotion is being aborted by somebody", func(w *world) {
 			w.p.change(func(o *kargoapi.Promotion) {
 				o.Annotations[kargoapi.AnnotationAbort] = `{"action":"terminate","actor":"ada"}`
 			})
-		}, 409, steps.Failed, "aborted"},
+		}, 200, steps.Running, "aborted"},
 		{"control: an annotation that Kargo does not understand", func(w *world) {
 			w.p.change(func(o *kargoapi.Promotion) { o.Annotations[kargoapi.AnnotationAbort] = "please" })
 		}, 200, steps.Succeeded, "ran"},

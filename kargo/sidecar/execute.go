@@ -39,7 +39,7 @@ func (s *Server) outcome(op *operation) (answer wire.Answer) {
 	settled, output, err := s.perform(op)
 	if err != nil {
 		op.log.Info("operation ended early", "because", err)
-		if errors.Is(err, errDraining) || errors.Is(err, errAbandoned) {
+		if errors.Is(err, errDraining) || errors.Is(err, errAbandoned) || errors.Is(err, errAborting) {
 			return wire.Answer{Status: steps.Running, Message: err.Error()}
 		}
 		return wire.Answer{Status: steps.Failed, Message: op.redactor.String(err.Error())}
