@@ -12,8 +12,10 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -237,9 +239,9 @@ func (b *crashBench) next() (childRun, string) {
 	return childRun{WorkDir: p.sc.WorkDir, Promotion: p.sc.Promotion, Config: p.sc.Config}, file
 }
 
-// run starts a child and waits for it; kill, if not zero, kills it that long
-// after it is ready. died tells that it was killed.
-func (b *crashBench) run(spec childSpec, kill time.Duration) (report childReport, died bool) {
+// run starts a child and waits for it. started, if not nil, is called when it
+// begins, with what kills it. died tells that it was killed.
+func (b *crashBench) run(spec childSpec, started func(kill func())) (report childReport, died bool) {
 	b.t.Helper()
 	spec.URL, spec.IntentDir = b.url, b.opts.IntentDir
 	text, err := json.Marshal(spec)
@@ -264,9 +266,8 @@ func (b *crashBench) run(spec childSpec, kill time.Duration) (report childReport
 		b.t.Fatalf("child did not start: %v %s", err, stderr.String())
 	}
 	start := time.Now()
-	if kill > 0 {
-		timer := time.AfterFunc(kill, func() { _ = cmd.Process.Kill() })
-		defer timer.Stop()
+	if started != nil {
+		started(func() { _ = cmd.Process.Kill() })
 	}
 	out, err := io.ReadAll(stdout)
 	if err != nil {
@@ -349,19 +350,19 @@ func TestKilledAtEveryPoint(t *testing.T) {
 				return spec, r, file
 			}
 			spec, r, file := prepare(0)
-			report, _ := b.run(spec, 0)
+			report, _ := b.run(spec, nil)
 			b.exactlyOne("undisturbed", r, file, report)
 			points := report.Points
 			deaths := 0
 			for n := 1; n <= points; n++ {
 				spec, r, file := prepare(n)
-				if _, died := b.run(spec, 0); died {
+				if _, died := b.run(spec, nil); died {
 					deaths++
 				}
 				if tc.meanwhile != nil {
 					tc.meanwhile(b)
 				}
-				report, _ := b.run(childSpec{Runs: []childRun{r}}, 0)
+				report, _ := b.run(childSpec{Runs: []childRun{r}}, nil)
 				b.exactlyOne(fmt.Sprintf("killed at point %d of %d", n, points), r, file, report)
 			}
 			if deaths < points-1 { // a run may have a point less, depending on how reads are split
@@ -373,35 +374,128 @@ func TestKilledAtEveryPoint(t *testing.T) {
 	}
 }
 
+// pushWatch knows, from the server's side, how far the push of the process that
+// runs has come.
+type pushWatch struct {
+	mu                sync.Mutex
+	arrived, answered time.Time
+	onArrival         func()
+}
+
+func (w *pushWatch) wrap(backend http.Handler) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if isPush(r) {
+			w.mu.Lock()
+			w.arrived, w.answered = time.Now(), time.Time{}
+			f := w.onArrival
+			w.mu.Unlock()
+			if f != nil {
+				f()
+			}
+			defer func() {
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				w.answered = time.Now()
+			}()
+		}
+		backend.ServeHTTP(rw, r)
+	})
+}
+
+func (w *pushWatch) reset(onArrival func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.arrived, w.answered, w.onArrival = time.Time{}, time.Time{}, onArrival
+}
+
+func (w *pushWatch) phase() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case w.arrived.IsZero():
+		return "before"
+	case w.answered.IsZero():
+		return "during"
+	}
+	return "after"
+}
+
+// took is how long the server worked on the last push.
+func (w *pushWatch) took() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.answered.Sub(w.arrived)
+}
+
+// recent is the median of the last few durations: machines are busy at times.
+type recent []time.Duration
+
+func (r *recent) add(d time.Duration) { *r = append((*r)[max(0, len(*r)-8):], d) }
+
+func (r *recent) median() time.Duration {
+	s := slices.Sorted(slices.Values(*r))
+	return s[len(s)/2]
+}
+
 func TestKilledAtRandomMoments(t *testing.T) {
 	moments := 200
 	if testing.Short() || raceEnabled {
 		moments = 20
 	}
 	b := newCrashBench(t)
+	var watch pushWatch
+	b.Wrap(watch.wrap)
+	var runs, pushes recent
+	undisturbed := func(s childSpec) childReport {
+		report, _ := b.run(s, nil)
+		if n, _ := report.Output["attempts"].(float64); n > 0 {
+			runs.add(report.took)
+			pushes.add(watch.took())
+		}
+		return report
+	}
 	spec := func() (childSpec, childRun, string) {
 		r, file := b.next()
 		return childSpec{Runs: []childRun{r}}, r, file
 	}
 	s, _, _ := spec()
-	usual, _ := b.run(s, 0)
-	deaths, landed := 0, 0
+	undisturbed(s)
+	killed := map[string]int{}
+	found := 0
 	for i := range moments {
 		s, r, file := spec()
-		before := b.tip()
-		if _, died := b.run(s, 1+rand.N(usual.took*5/4)); died {
-			deaths++
-			if b.tip() != before {
-				landed++
+		var at atomic.Value
+		_, died := b.run(s, func(kill func()) {
+			now := func() {
+				at.Store(watch.phase())
+				kill()
 			}
+			// Half of the moments lie anywhere in the run, half around the push.
+			if i%2 == 0 {
+				watch.reset(nil)
+				time.AfterFunc(rand.N(runs.median()), now)
+				return
+			}
+			after := rand.N(pushes.median() * 5 / 4)
+			watch.reset(func() { time.AfterFunc(after, now) })
+		})
+		watch.reset(nil)
+		phase := "too late"
+		if died {
+			phase, _ = at.Load().(string)
 		}
-		report, _ := b.run(s, 0)
-		b.exactlyOne(fmt.Sprintf("random moment %d", i), r, file, report)
-		usual.took = max(usual.took, report.took) // it takes longer as the branch grows
+		killed[phase]++
+		report := undisturbed(s)
+		b.exactlyOne(fmt.Sprintf("random moment %d, %s", i, phase), r, file, report)
+		if n, _ := report.Output["attempts"].(float64); n == 0 && died {
+			found++
+		}
 	}
-	t.Logf("%d moments, %d processes killed, of which %d had pushed already; exactly one commit each time", moments, deaths, landed)
-	if deaths == 0 {
-		t.Error("no process was killed in time")
+	deaths := moments - killed["too late"]
+	t.Logf("%d moments, %d processes killed: %d before the push reached the server, %d during it, %d after its answer; %d retries found the commit, %d made it; exactly one commit each time",
+		moments, deaths, killed["before"], killed["during"], killed["after"], found, deaths-found)
+	if killed["before"] == 0 || killed["during"] == 0 || found == 0 || found == deaths {
+		t.Error("the moments do not cover the run")
 	}
 	b.check()
 }
@@ -424,7 +518,7 @@ func TestManyWritersFromManyProcesses(t *testing.T) {
 	reports := make([]childReport, processes)
 	start := time.Now()
 	for i, s := range specs {
-		wg.Go(func() { reports[i], _ = b.run(s, 0) })
+		wg.Go(func() { reports[i], _ = b.run(s, nil) })
 	}
 	wg.Wait()
 	took := time.Since(start)
