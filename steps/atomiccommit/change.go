@@ -116,3 +116,8 @@ func (c claim) otherOfStage(ch *change) bool {
 	return len(c.changes) > 0 && c.hasStage && c.hasPro &&
 		c.project == ch.project && c.stage == ch.stage && c.promotion != ch.promotion
 }
+
+// ofPromotion tells whether the claim is of a step of the same promotion.
+func (c claim) ofPromotion(ch *change) bool {
+	return len(c.changes) > 0 && c.hasStage && c.hasPro && c.project == ch.project && c.promotion == ch.promotion
+}

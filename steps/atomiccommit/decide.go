@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -29,6 +30,8 @@ type plan struct {
 	jobs    []*job
 	commits []gitrepo.Hash
 	paths   [][]string
+	// again are jobs for the round after this one.
+	again []*job
 }
 
 func (p *plan) changed(i int) bool { return len(p.paths[i]) > 0 }
@@ -113,6 +116,7 @@ func (o *owner) readTip(ctx context.Context, jobs []*job) error {
 			return err
 		}
 		if st.start.IsZero() {
+			o.readAt = time.Time{}
 			return nil // nobody wants to create the branch
 		}
 	}
@@ -120,45 +124,43 @@ func (o *owner) readTip(ctx context.Context, jobs []*job) error {
 	return nil
 }
 
-// startPoint is where a branch that does not exist begins: zero when no job
-// may create it. Jobs that may not get their error here.
+// startPoint is where a branch that does not exist begins: zero when no job can
+// create it. Jobs that cannot get their error here. Once the first that can has
+// created the branch, it exists for the others.
 func (o *owner) startPoint(ctx context.Context, jobs []*job, refs gitrepo.Refs) (gitrepo.Hash, error) {
-	var creators []*job
 	for _, j := range jobs {
-		if j.createBranch {
-			creators = append(creators, j)
+		name := j.baseBranch
+		if name == "" {
+			name = refs.Default
+		}
+		switch {
+		case !j.createBranch:
+			j.finish(nil, configErrorf("branch %q does not exist in %s; set createBranch: true to create it", j.change.branch, o.remote.URL()))
+			continue
+		case name == "":
+			j.finish(nil, configErrorf("branch %q does not exist in %s, which names no default branch; set baseBranch", j.change.branch, o.remote.URL()))
 			continue
 		}
-		j.finish(nil, configErrorf("branch %q does not exist in %s; set createBranch: true to create it", j.change.branch, o.remote.URL()))
+		tip, ok := refs.Heads[name]
+		if !ok {
+			more, err := o.remote.Refs(ctx, name)
+			if err != nil {
+				return gitrepo.ZeroHash, err
+			}
+			tip, ok = more.Heads[name]
+		}
+		if ok {
+			return tip, nil
+		}
+		j.finish(nil, configErrorf("baseBranch %q does not exist in %s", name, o.remote.URL()))
 	}
-	if len(creators) == 0 {
-		return gitrepo.ZeroHash, nil
-	}
-	// Once the first has created the branch, it exists for the others.
-	name := creators[0].baseBranch
-	if name == "" {
-		name = refs.Default
-	}
-	if name == "" {
-		return gitrepo.ZeroHash, configErrorf("branch %q does not exist in %s, which names no default branch; set baseBranch", creators[0].change.branch, o.remote.URL())
-	}
-	if tip, ok := refs.Heads[name]; ok {
-		return tip, nil
-	}
-	more, err := o.remote.Refs(ctx, name)
-	if err != nil {
-		return gitrepo.ZeroHash, err
-	}
-	if tip, ok := more.Heads[name]; ok {
-		return tip, nil
-	}
-	return gitrepo.ZeroHash, configErrorf("baseBranch %q does not exist in %s", name, o.remote.URL())
+	return gitrepo.ZeroHash, nil
 }
 
 // tryPlan fills p on the known tip. It reports stale when a verdict needs a tip
 // that is read anew.
 func (o *owner) tryPlan(ctx context.Context, p *plan, batch []*job) (stale bool, err error) {
-	p.jobs, p.commits, p.paths, p.push = nil, nil, nil, gitrepo.Push{}
+	*p = plan{}
 	waiting := o.present(open(batch))
 	if len(waiting) == 0 {
 		return false, nil
@@ -178,16 +180,26 @@ func (o *owner) tryPlan(ctx context.Context, p *plan, batch []*job) (stale bool,
 		case !o.readAt.After(j.submitted) && !v.certain:
 			return true, nil
 		default:
+			if v.out != nil {
+				o.settled(j)
+			}
 			j.finish(v.out, v.err)
 		}
 	}
 	p.push = gitrepo.Push{Branch: waiting[0].change.branch, Old: o.tip.old, New: o.tip.start}
 	for _, j := range ready {
 		c, next, paths, err := o.build(ctx, j, trees)
-		if err != nil {
-			if !o.readAt.After(j.submitted) {
-				return true, nil
-			}
+		var unread *readError
+		switch {
+		case err == nil:
+		case errors.As(err, &unread):
+			return false, err
+		case !o.readAt.After(j.submitted):
+			return true, nil
+		case len(p.push.Commits) > 0: // others' commits may be in the way, and may never land
+			p.again = append(p.again, j)
+			continue
+		default:
 			j.finish(nil, err)
 			continue
 		}
@@ -270,6 +282,9 @@ func (o *owner) build(ctx context.Context, j *job, trees *gitrepo.Trees) (gitrep
 	none := gitrepo.NewCommit{}
 	var changes []gitrepo.Change
 	var paths []string
+	if err := checkCase(trees, j.change.files); err != nil {
+		return none, nil, nil, err
+	}
 	for _, f := range j.change.files {
 		if err := trees.Check(f.Path); err != nil {
 			return none, nil, nil, configErrorf("%w", err)
@@ -288,7 +303,11 @@ func (o *owner) build(ctx context.Context, j *job, trees *gitrepo.Trees) (gitrep
 		return none, trees, nil, nil
 	}
 	if j.overlay {
-		if err := checkAttributes(ctx, o.remote, trees, changes); err != nil {
+		err := checkAttributes(ctx, o.remote, trees, changes)
+		if err != nil && !errors.Is(err, steps.ErrConfig) && !gitrepo.Nonsense(err) {
+			err = &readError{err}
+		}
+		if err != nil {
 			return none, nil, nil, err
 		}
 	}
@@ -302,6 +321,35 @@ func (o *owner) build(ctx context.Context, j *job, trees *gitrepo.Trees) (gitrep
 	c.Step = j.alias
 	return c, next, paths, err
 }
+
+// checkCase refuses names of one change that differ in upper and lower case
+// only, unless the repository has both already.
+func checkCase(trees *gitrepo.Trees, files []gitrepo.Change) error {
+	names := map[string]string{}
+	for _, f := range files {
+		if f.Mode == gitrepo.ModeAbsent {
+			continue
+		}
+		for _, p := range append(ancestors(f.Path), f.Path) {
+			folded := strings.ToLower(strings.ToUpper(p))
+			other, ok := names[folded]
+			if ok && other != p && (trees.Entry(p).Mode == gitrepo.ModeAbsent || trees.Entry(other).Mode == gitrepo.ModeAbsent) {
+				return configErrorf("%q and %q are the same but for upper and lower case, which a checkout on Windows or macOS could not hold", other, p)
+			}
+			names[folded] = p
+		}
+	}
+	return nil
+}
+
+// readError says that the server could not be read: no fault of the job's.
+type readError struct{ err error }
+
+// Error implements error.
+func (e *readError) Error() string { return e.err.Error() }
+
+// Unwrap returns the cause.
+func (e *readError) Unwrap() error { return e.err }
 
 // saveIntents makes the intents of a plan durable before anything is pushed.
 // A job whose intent cannot be saved makes the whole plan fail; with others'
@@ -361,6 +409,14 @@ func (o *owner) judge(ctx context.Context, j *job, trees *gitrepo.Trees, h gitre
 	if by, err := o.supersededBy(ctx, j, h); by != nil || err != nil {
 		return verdict{err: j.superseded(by)}, err
 	}
+	if err := o.supersededHere(j); err != nil {
+		return verdict{err: err}, nil
+	}
+	if j.intent == nil && !h.Complete {
+		if refusal, err := o.exhausted(ctx, j, h, trees); refusal != nil || err != nil {
+			return verdict{err: refusal}, err
+		}
+	}
 	if j.intent == nil || h.Complete { // else an own commit may be out of sight: judge by the old base
 		j.prepare(o, trees)
 	}
@@ -374,9 +430,106 @@ func (o *owner) judge(ctx context.Context, j *job, trees *gitrepo.Trees, h gitre
 		if now.Mode == was.Mode && now.ID == was.ID || j.holds(now, f) {
 			continue
 		}
-		return verdict{err: o.conflict(ctx, j, h, f.Path)}, nil
+		own, err := o.ownEarlierStep(ctx, j, h, f.Path, now)
+		if err != nil {
+			return verdict{}, err
+		}
+		if !own {
+			return verdict{err: o.conflict(ctx, j, h, f.Path)}, nil
+		}
 	}
 	return verdict{push: true}, nil
+}
+
+// ownEarlierStep tells whether what is at a path was put there by another step
+// of the same promotion: a work tree does not follow what its steps commit.
+func (o *owner) ownEarlierStep(ctx context.Context, j *job, h gitrepo.History, path string, now gitrepo.Entry) (bool, error) {
+	for _, c := range h.Commits {
+		if !readClaim(c.Message).ofPromotion(j.change) {
+			continue
+		}
+		t, err := o.remote.Trees(ctx, c.ID, []string{path}, gitrepo.ZeroHash)
+		if err != nil {
+			if gitrepo.Nonsense(err) {
+				continue // a server that does not tell: a conflict, then
+			}
+			return false, err
+		}
+		if e := t.Entry(path); e.Mode == now.Mode && e.ID == now.ID {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// exhausted refuses a promotion that may have committed before where nobody can
+// see it: there is no intent, the look-back ended before the promotion was made,
+// and what it did see has changed one of the paths.
+func (o *owner) exhausted(ctx context.Context, j *job, h gitrepo.History, tip *gitrepo.Trees) (refusal, err error) {
+	if _, ok := o.madeBefore(j); !ok || len(h.Commits) == 0 {
+		return nil, nil // when it was made is not known, so no look-back is ever long enough
+	}
+	oldest := h.Commits[len(h.Commits)-1]
+	before, err := o.remote.Trees(ctx, oldest.ID, j.change.paths(), gitrepo.ZeroHash)
+	if err != nil && !gitrepo.Nonsense(err) {
+		return nil, err
+	}
+	for _, f := range j.change.files {
+		now := tip.Entry(f.Path)
+		if err == nil { // else the server does not tell: never overwrite
+			if was := before.Entry(f.Path); was.Mode == now.Mode && was.ID == now.ID {
+				continue
+			}
+		}
+		return &ConflictError{Path: f.Path, Commit: o.tip.start.String(), reason: fmt.Sprintf(
+			"%q was changed on branch %s since promotion %q was made, and the last %d commits do not tell whether by an earlier attempt of its own, of which no record is here; promote again to overwrite it",
+			f.Path, j.change.branch, j.change.promotion, len(h.Commits))}, nil
+	}
+	return nil, nil
+}
+
+// settledKey names a path as a stage sees it.
+type settledKey struct{ project, stage, path string }
+
+// maxSettled bounds what an owner remembers of settled promotions.
+const maxSettled = 4096
+
+// settled remembers that a promotion found its files in place. It leaves no
+// commit that an older one, still being retried here, could see.
+func (o *owner) settled(j *job) {
+	if _, ok := promotionULID(j.change.promotion); !ok {
+		return
+	}
+	if o.found == nil || len(o.found) > maxSettled {
+		o.found = map[settledKey]string{}
+	}
+	for _, p := range j.change.paths() {
+		k := settledKey{j.change.project, j.change.stage, p}
+		if !newer(o.found[k], j.change.promotion) {
+			o.found[k] = j.change.promotion
+		}
+	}
+}
+
+// newer tells whether promotion a is newer than b, both by name.
+func newer(a, b string) bool {
+	ida, oka := promotionULID(a)
+	idb, okb := promotionULID(b)
+	return oka && okb && ida.Compare(idb) > 0
+}
+
+// supersededHere refuses a promotion when a newer one of its stage has found one
+// of its paths as it wanted it.
+func (o *owner) supersededHere(j *job) error {
+	for _, p := range j.change.paths() {
+		by := o.found[settledKey{j.change.project, j.change.stage, p}]
+		if newer(by, j.change.promotion) {
+			return &ConflictError{Commit: o.tip.start.String(), Superseded: true, reason: fmt.Sprintf(
+				"promotion %q is superseded: promotion %q, a newer one of the same stage, has found %q on branch %s as it wants it; promote again if this is what you want",
+				j.change.promotion, by, p, j.change.branch)}
+		}
+	}
+	return nil
 }
 
 // history is the part of the branch that may hold the job's own commit or a
@@ -386,13 +539,18 @@ func (o *owner) history(ctx context.Context, j *job) (gitrepo.History, error) {
 	q := gitrepo.HistoryQuery{Tip: o.tip.start, Max: maxLookBack}
 	if j.intent != nil {
 		q.Until = j.intent.base.commit
-	} else if id, ok := promotionULID(j.change.promotion); ok {
-		// A time in the future says nothing.
-		if made := time.UnixMilli(int64(id.Time())); made.Before(o.Clock()) { //nolint:gosec // 48 bits
-			q.Since = made.Add(-clockSkew)
-		}
+	} else if made, ok := o.madeBefore(j); ok {
+		q.Since = made.Add(-clockSkew)
 	}
 	return o.remote.History(ctx, q)
+}
+
+// madeBefore is when the job's promotion was made, as far as its name tells; a
+// time in the future says nothing.
+func (o *owner) madeBefore(j *job) (time.Time, bool) {
+	id, ok := promotionULID(j.change.promotion)
+	made := time.UnixMilli(int64(id.Time())) //nolint:gosec // 48 bits
+	return made, ok && made.Before(o.Clock())
 }
 
 // prepare gives a job the intent it will be pushed under. The base is the tip
@@ -491,11 +649,11 @@ func (o *owner) supersededBy(ctx context.Context, j *job, h gitrepo.History) (*g
 			continue
 		}
 		other, otherOK := promotionULID(cl.promotion)
-		newer := other.Compare(mine) > 0
+		supersedes := other.Compare(mine) > 0
 		if !ok || !otherOK {
-			newer = j.intent != nil
+			supersedes = j.intent != nil
 		}
-		if !newer {
+		if !supersedes {
 			continue
 		}
 		touched, err := o.touched(ctx, c, j.change.paths())

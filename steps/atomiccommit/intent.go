@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"time"
@@ -151,7 +152,7 @@ func (s intents) save(c *change, in intent) error {
 		return fmt.Errorf("cannot record the attempt: %w", err)
 	}
 	name := s.path(c)
-	tmp := fmt.Sprintf("%s.%d.tmp", name, os.Getpid())
+	tmp := fmt.Sprintf("%s.%d-%x.tmp", name, os.Getpid(), rand.Uint64()) //nolint:gosec // containers that share a volume may share ids, too
 	err = s.fs.MkdirAll(s.dir)
 	if err == nil {
 		err = s.fs.WriteSync(tmp, append(text, '\n'))

@@ -153,6 +153,8 @@ type owner struct {
 	readAt   time.Time
 	hint     gitrepo.Hash
 	lastPush time.Time
+	// found are the newest promotions that found a path as they wanted it.
+	found map[settledKey]string
 }
 
 func (o *owner) idle() bool {
@@ -307,6 +309,13 @@ func (o *owner) retry(jobs []*job, pause time.Duration, err error) {
 	o.queue = append(jobs, o.queue...)
 }
 
+// putBack puts jobs back to be tried next.
+func (o *owner) putBack(jobs []*job) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.queue = append(jobs, o.queue...)
+}
+
 // process makes one try at a batch: read the tip, judge, build, push, and look
 // at what became of it.
 func (o *owner) process(batch []*job) {
@@ -327,6 +336,7 @@ func (o *owner) process(batch []*job) {
 	for _, j := range plan.jobs {
 		o.setAttempt(j)
 	}
+	defer o.putBack(plan.again)
 	o.lastPush = time.Now()
 	err = o.remote.Push(ctx, plan.push)
 	if err == nil {
