@@ -40,12 +40,14 @@ import (
 // socket, as a plugin, or as a command. These always act for real.
 type hostedFlags struct {
 	stateDir, trustDir, policy string
+	pushSpacing                time.Duration
 }
 
 func (f *hostedFlags) add(fl *pflag.FlagSet) {
 	fl.StringVar(&f.stateDir, "state-dir", "", "where intents and verification records are kept; must survive restarts and lie outside the work dirs (default: $XDG_STATE_HOME/stepd)")
 	fl.StringVar(&f.trustDir, "trust-dir", "", "the only directory that configs may name keys and trusted roots in")
 	fl.StringVar(&f.policy, "policy", "", "the operator's verification policy: what no config may weaken")
+	fl.DurationVar(&f.pushSpacing, "push-spacing", 0, "least time between two pushes of atomic-commit to one branch, for Git hosts that limit pushes; commits that wait go together in the next")
 }
 
 // ledgerRetention is how long verification records are kept. No promotion
@@ -64,6 +66,9 @@ type hosted struct {
 func newHosted(f hostedFlags, trust ociverified.TrustFiles, secrets steps.SecretSource, git gitrepo.Dialer) (*hosted, error) {
 	if git == nil {
 		git = gitrepo.NewLive(gitrepo.LiveOptions{})
+	}
+	if f.pushSpacing < 0 {
+		return nil, fmt.Errorf("--push-spacing has to be 0 or more, not %s", f.pushSpacing)
 	}
 	state := f.stateDir
 	if state == "" {
@@ -105,10 +110,11 @@ func newHosted(f hostedFlags, trust ociverified.TrustFiles, secrets steps.Secret
 		}),
 		configapply.New(configapply.Options{Ledger: h.ledger}),
 		atomiccommit.New(atomiccommit.Options{
-			Dialer:    git,
-			IntentDir: filepath.Join(state, "intents"),
-			Ledger:    h.ledger,
-			Secrets:   secrets,
+			Dialer:      git,
+			IntentDir:   filepath.Join(state, "intents"),
+			Ledger:      h.ledger,
+			Secrets:     secrets,
+			PushSpacing: f.pushSpacing,
 		}),
 	}
 	return h, nil
