@@ -197,30 +197,34 @@ func isMerge(k *yaml.Node) bool { return k.Value == "<<" && k.ShortTag() == merg
 
 // mergedFrom returns the line of the merge key of m that provides key, or 0.
 func mergedFrom(m *yaml.Node, key string) int {
+	seen := map[*yaml.Node]bool{}
 	for i := 0; i+1 < len(m.Content); i += 2 {
-		if isMerge(m.Content[i]) && provides(m.Content[i+1], key, 0) {
+		if isMerge(m.Content[i]) && provides(m.Content[i+1], key, seen) {
 			return m.Content[i].Line
 		}
 	}
 	return 0
 }
 
-func provides(n *yaml.Node, key string, depth int) bool {
-	if depth > 100 { // anchors cannot be endless, but chains of merges are attacker's text
-		return true
+// provides looks at every node once: merges of merges are as many paths as an
+// attacker likes.
+func provides(n *yaml.Node, key string, seen map[*yaml.Node]bool) bool {
+	if seen[n] {
+		return false // it did not, or is still being looked at
 	}
+	seen[n] = true
 	switch n.Kind {
 	case yaml.AliasNode:
-		return provides(n.Alias, key, depth+1)
+		return provides(n.Alias, key, seen)
 	case yaml.SequenceNode:
 		for _, c := range n.Content {
-			if provides(c, key, depth+1) {
+			if provides(c, key, seen) {
 				return true
 			}
 		}
 	case yaml.MappingNode:
 		for i := 0; i+1 < len(n.Content); i += 2 {
-			if n.Content[i].Value == key || isMerge(n.Content[i]) && provides(n.Content[i+1], key, depth+1) {
+			if n.Content[i].Value == key || isMerge(n.Content[i]) && provides(n.Content[i+1], key, seen) {
 				return true
 			}
 		}

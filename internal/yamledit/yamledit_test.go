@@ -2,6 +2,7 @@ package yamledit
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -263,6 +264,23 @@ func TestGet(t *testing.T) {
 		}
 		if diff := cmp.Diff(tc.val, got.Value()); diff != "" {
 			t.Errorf("%s: value -want +got:\n%s", name, diff)
+		}
+	}
+}
+
+// Merges of merges: 60 levels are 2^60 paths.
+func TestMergesOfMergesAreLookedAtOnce(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("a0: &a0 {x: 1}\n")
+	for i := 1; i < 60; i++ {
+		fmt.Fprintf(&b, "a%d: &a%d\n  <<: [*a%d, *a%d]\n", i, i, i-1, i-1)
+	}
+	b.WriteString("m:\n  <<: *a59\n  y: 1\n")
+	for key, missing := range map[string]bool{"m.z": true, "m.x": false} { // x comes from the merge
+		_, _, err := Edit(t.Context(), []byte(b.String()), 0, []Update{{Key: key, Value: "1"}}, Options{})
+		var e *Error
+		if !errors.As(err, &e) || e.Missing != missing {
+			t.Errorf("%s: %v, want missing %t", key, err, missing)
 		}
 	}
 }
