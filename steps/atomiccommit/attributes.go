@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -44,23 +46,68 @@ func checkAttributes(ctx context.Context, r gitrepo.Remote, t *gitrepo.Trees, ch
 	return nil
 }
 
-// checkLineEndings follows gitattributes(5), "text": with text or eol set, Git
-// stores LF; with text=auto it does so for text files, unless the stored file
-// has CRLF already.
+// checkLineEndings refuses a file that Git would store with other line endings.
 func checkLineEndings(ctx context.Context, r gitrepo.Remote, t *gitrepo.Trees, c gitrepo.Change, a attributes) error {
-	if a.text == textRaw || !bytes.Contains(c.Data, []byte("\r\n")) || a.text == textAuto && bytes.IndexByte(c.Data, 0) >= 0 {
-		return nil
-	}
-	if old := t.Entry(c.Path); a.text == textAuto && old.Mode.IsFile() {
+	other, err := becomesLF(a, c.Data, func() ([]byte, error) {
+		old := t.Entry(c.Path)
+		if !old.Mode.IsFile() {
+			return nil, nil
+		}
 		blobs, err := r.Blobs(ctx, []gitrepo.Hash{old.ID})
-		if err != nil {
-			return err
-		}
-		if bytes.Contains(blobs[old.ID], []byte("\r\n")) {
-			return nil
+		return blobs[old.ID], err
+	})
+	if other && err == nil {
+		return configErrorf("%q has CRLF line endings, but .gitattributes says that it is text, which Git stores with LF; write it with LF, or give it the attribute -text", c.Path)
+	}
+	return err
+}
+
+// becomesLF tells whether Git stores LF in place of a file's CRLF
+// (gitattributes(5), "text"; convert.c): always with text or eol set; with
+// text=auto if it is text, unless the stored file has CRLF already.
+func becomesLF(a attributes, data []byte, stored func() ([]byte, error)) (bool, error) {
+	if !bytes.Contains(data, []byte("\r\n")) || a.text == textRaw {
+		return false, nil
+	}
+	if a.text == textSet {
+		return true, nil
+	}
+	if looksBinary(data) {
+		return false, nil
+	}
+	old, err := stored()
+	return !storedWithCRLF(old), err
+}
+
+// storedWithCRLF is git's has_crlf_in_index: text=auto leaves such a file alone.
+func storedWithCRLF(data []byte) bool {
+	return bytes.Contains(data, []byte("\r\n")) && !looksBinary(data)
+}
+
+// looksBinary is how git tells, for text=auto, that a file is no text (convert.c,
+// gather_stats and convert_is_binary).
+func looksBinary(data []byte) bool {
+	printable, odd := 0, 0
+	for i, c := range data {
+		switch {
+		case c == 0:
+			return true
+		case c == '\r':
+			if i+1 == len(data) || data[i+1] != '\n' {
+				return true
+			}
+		case c == '\n':
+		case c == '\b' || c == '\t' || c == '\f' || c == 0x1b:
+			printable++
+		case c < ' ' || c == 0x7f:
+			if c != 0x1a || i+1 != len(data) { // DOS ends files so
+				odd++
+			}
+		default:
+			printable++
 		}
 	}
-	return configErrorf("%q has CRLF line endings, but .gitattributes says that it is text, which Git stores with LF; write it with LF, or give it the attribute -text", c.Path)
+	return printable>>7 < odd
 }
 
 type textAttribute int
@@ -87,17 +134,18 @@ func attributesOf(rules []attributeRule, path string) attributes {
 		a.encoding = v
 	}
 	a.ident = found["ident"] == set
-	text, ok := found["text"]
-	if !ok {
-		text, ok = found["crlf"], found["crlf"] != "" // the old name
-	}
-	switch {
-	case ok && text == set:
-		a.text = textSet
-	case ok && text == unset:
-		return a
-	case text == "auto":
-		a.text = textAuto
+	for _, name := range []string{"text", "crlf"} { // crlf is the old name
+		switch found[name] {
+		case set, "input":
+			a.text = textSet
+		case "auto":
+			a.text = textAuto
+		case unset:
+			return a
+		default: // says nothing
+			continue
+		}
+		break
 	}
 	if eol := found["eol"]; (eol == "lf" || eol == "crlf") && a.text == textRaw {
 		a.text = textSet
@@ -196,25 +244,33 @@ func builtinAttributes() []attributeRule {
 	return []attributeRule{{macro: "binary", states: []attributeState{{"diff", unset}, {"merge", unset}, {"text", unset}}}}
 }
 
-// lookUp returns the attributes of a path; later lines win.
+// lookUp returns the attributes of a path, as git's attr.c does: from the last
+// line to the first, and from the last attribute of a line to the first, what is
+// found first stays; a macro that is set stands for its own attributes. The last
+// definition of a macro holds, wherever it is used.
 func lookUp(rules []attributeRule, path string) map[string]string {
 	macros := map[string][]attributeState{}
-	found := map[string]string{}
 	for _, r := range rules {
 		if r.macro != "" {
 			macros[r.macro] = r.states
-			continue
 		}
-		if !r.matches(path) {
-			continue
-		}
-		for _, st := range r.states {
-			if st.value == set {
-				for _, m := range macros[st.name] {
-					found[m.name] = m.value
-				}
+	}
+	found := map[string]string{}
+	var fill func(states []attributeState)
+	fill = func(states []attributeState) {
+		for _, st := range slices.Backward(states) {
+			if _, ok := found[st.name]; ok {
+				continue
 			}
 			found[st.name] = st.value
+			if st.value == set {
+				fill(macros[st.name])
+			}
+		}
+	}
+	for _, r := range slices.Backward(rules) {
+		if r.macro == "" && r.matches(path) {
+			fill(r.states)
 		}
 	}
 	for name, v := range found {
@@ -255,37 +311,64 @@ func parseAttributes(data []byte, dir string) ([]attributeRule, error) {
 			continue
 		}
 		pattern, rest, err := cutPattern(line)
-		if err != nil || !doublestar.ValidatePattern(pattern) {
+		if err != nil || !doublestar.ValidatePattern(pattern) || strings.Contains(pattern, "[[:") { // classes by name
 			return nil, configErrorf("cannot understand the line %q of .gitattributes in %q", oneLine(line), dir)
 		}
 		r := attributeRule{dir: dir, pattern: pattern}
 		if name, ok := strings.CutPrefix(pattern, "[attr]"); ok {
-			if dir != "" { // git allows macros at the root only, and ignores others
+			if dir != "" || !attributeName.MatchString(name) { // git allows macros at the root only, and ignores others
 				continue
 			}
 			r.macro = name
 		}
 		r.anywhere = !strings.Contains(pattern, "/")
-		r.pattern = strings.NewReplacer("{", `\{`, "}", `\}`).Replace(strings.TrimPrefix(pattern, "/"))
+		r.pattern = asDoublestar(strings.TrimPrefix(pattern, "/"))
 		if strings.HasPrefix(pattern, "!") || strings.HasSuffix(pattern, "/") {
 			continue // negative patterns are forbidden, and directories have no attributes
 		}
+		valid := true
 		for _, f := range strings.Fields(rest) {
-			r.states = append(r.states, parseState(f))
+			st := parseState(f)
+			valid = valid && attributeName.MatchString(st.name)
+			r.states = append(r.states, st)
 		}
-		rules = append(rules, r)
+		if valid { // git ignores the others as a whole
+			rules = append(rules, r)
+		}
 	}
 	return rules, nil
 }
 
+// attributeName is git's attr_name_valid.
+var attributeName = regexp.MustCompile(`^[A-Za-z0-9_.][A-Za-z0-9_.-]*$`)
+
+// asDoublestar turns a pattern of git's into one of the matcher's: braces mean
+// nothing to git, and more than two stars the same as two.
+func asDoublestar(pattern string) string {
+	var b strings.Builder
+	for i := 0; i < len(pattern); i++ {
+		switch c := pattern[i]; {
+		case c == '\\' && i+1 < len(pattern):
+			b.WriteByte(c)
+			i++
+		case c == '{' || c == '}':
+			b.WriteByte('\\')
+		case c == '*' && strings.HasPrefix(pattern[i:], "***"):
+			continue
+		}
+		b.WriteByte(pattern[i])
+	}
+	return b.String()
+}
+
 func parseState(f string) attributeState {
+	name, value, ok := strings.Cut(f, "=")
 	switch {
 	case strings.HasPrefix(f, "-"):
-		return attributeState{f[1:], unset}
+		return attributeState{name[1:], unset}
 	case strings.HasPrefix(f, "!"):
-		return attributeState{f[1:], ""}
-	}
-	if name, value, ok := strings.Cut(f, "="); ok {
+		return attributeState{name[1:], ""}
+	case ok:
 		return attributeState{name, value}
 	}
 	return attributeState{f, set}

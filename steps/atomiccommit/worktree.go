@@ -33,6 +33,8 @@ type worktree struct {
 	ctx  context.Context
 	dir  *os.Root
 	head map[string]gitrepo.Entry
+	// blob reads the content of a file in HEAD.
+	blob func(gitrepo.Hash) ([]byte, error)
 	// clean has the index entries: what was checked out, with size and time;
 	// indexed is when the index was written.
 	clean   map[string]*index.Entry
@@ -76,7 +78,9 @@ func readWorktree(ctx context.Context, work, dir *os.Root, workDir string, cfg *
 	}
 
 	w := &worktree{ctx: ctx, dir: dir, seen: map[string]bool{}, attributes: builtinAttributes()}
-	if w.head, err = headEntries(g.commonPath, commit); err != nil {
+	storage := filesystem.NewStorage(osfs.New(g.commonPath, osfs.WithBoundOS()), cache.NewObjectLRU(16<<20))
+	w.blob = func(id gitrepo.Hash) ([]byte, error) { return readBlob(storage, id) }
+	if w.head, err = headEntries(storage, commit); err != nil {
 		return nil, fmt.Errorf("cannot read the HEAD of work tree %q: %w", cfg.Path, err)
 	}
 	if w.clean, w.indexed, err = readIndex(g.own); err != nil {
@@ -260,12 +264,11 @@ func resolveHead(g *gitDir) (gitrepo.Hash, string, error) {
 }
 
 // headEntries reads the files of a commit from the clone.
-func headEntries(commonPath string, commit gitrepo.Hash) (map[string]gitrepo.Entry, error) {
+func headEntries(storage *filesystem.Storage, commit gitrepo.Hash) (map[string]gitrepo.Entry, error) {
 	entries := map[string]gitrepo.Entry{}
 	if commit.IsZero() {
 		return entries, nil
 	}
-	storage := filesystem.NewStorage(osfs.New(commonPath, osfs.WithBoundOS()), cache.NewObjectLRU(16<<20))
 	c, err := object.GetCommit(storage, commit)
 	if err != nil {
 		return nil, err
@@ -292,6 +295,24 @@ func headEntries(commonPath string, commit gitrepo.Hash) (map[string]gitrepo.Ent
 		return nil
 	}
 	return entries, read(c.TreeHash, "", 0)
+}
+
+// readBlob reads a file's content, which may be no larger than what can be
+// committed.
+func readBlob(storage *filesystem.Storage, id gitrepo.Hash) ([]byte, error) {
+	b, err := object.GetBlob(storage, id)
+	if err != nil {
+		return nil, err
+	}
+	if b.Size > maxFileSize {
+		return nil, fmt.Errorf("it is larger than %d MiB", maxFileSize>>20)
+	}
+	r, err := b.Reader()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = r.Close() }()
+	return io.ReadAll(r)
 }
 
 func readIndex(own *os.Root) (map[string]*index.Entry, time.Time, error) {
@@ -444,11 +465,19 @@ func (w *worktree) convert(c *gitrepo.Change) error {
 		return configErrorf("%q has the attribute working-tree-encoding=%s in .gitattributes, which this step does not convert", c.Path, oneLine(a.encoding))
 	case a.ident && bytes.Contains(c.Data, []byte("$Id:")):
 		return configErrorf("%q has the attribute ident in .gitattributes and an expanded $Id$, which Git would not store", c.Path)
-	case a.text == textSet, a.text == textAuto && bytes.IndexByte(c.Data, 0) < 0:
-		if bytes.Contains(c.Data, []byte("\r\n")) {
-			c.Data = bytes.ReplaceAll(c.Data, []byte("\r\n"), []byte("\n"))
-			c.ID = gitrepo.BlobID(c.Data)
+	}
+	changes, err := becomesLF(a, c.Data, func() ([]byte, error) {
+		if old, ok := w.head[c.Path]; ok && old.Mode.IsFile() {
+			return w.blob(old.ID)
 		}
+		return nil, nil
+	})
+	if err != nil {
+		return fmt.Errorf("cannot read %q as it is in HEAD: %w", c.Path, err)
+	}
+	if changes {
+		c.Data = bytes.ReplaceAll(c.Data, []byte("\r\n"), []byte("\n"))
+		c.ID = gitrepo.BlobID(c.Data)
 	}
 	return nil
 }
