@@ -192,9 +192,6 @@ func TestAuthority(t *testing.T) {
 		{"it starts in the future", func(w *world) {
 			rebody(w, func(r *wire.Request) { r.Attempt.StartedAt = time.Now().Add(time.Hour) })
 		}, 400, steps.Failed, "future"},
-		{"it started before its Promotion", func(w *world) {
-			rebody(w, func(r *wire.Request) { r.Attempt.StartedAt = time.Now().Add(-time.Hour) })
-		}, 400, steps.Failed, "before its Promotion"},
 
 		// 6. The work dir.
 		{"no work dir", func(w *world) { w.p.loseWorkDir() }, 200, steps.Failed, "TMPDIR"},

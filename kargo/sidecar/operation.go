@@ -66,7 +66,7 @@ var (
 // operation.
 func (s *Server) attach(ctx context.Context, c *call) (*operation, *wire.Answer, error) {
 	for {
-		op, kept, before, err := s.attachOnce(c) //nolint:contextcheck // an operation outlives the request that began it
+		op, kept, before, err := s.attachOnce(ctx, c) //nolint:contextcheck // an operation outlives the request that began it
 		if before == nil {
 			return op, kept, err
 		}
@@ -80,7 +80,7 @@ func (s *Server) attach(ctx context.Context, c *call) (*operation, *wire.Answer,
 }
 
 // attachOnce does so unless an operation has to end before.
-func (s *Server) attachOnce(c *call) (op *operation, kept *wire.Answer, before *operation, err error) {
+func (s *Server) attachOnce(ctx context.Context, c *call) (op *operation, kept *wire.Answer, before *operation, err error) {
 	lock := s.attaching.of(c.promotion.UID)
 	lock.Lock()
 	defer lock.Unlock()
@@ -108,6 +108,11 @@ func (s *Server) attachOnce(c *call) (op *operation, kept *wire.Answer, before *
 			}
 			failed = stored.Errors
 		}
+	}
+	if ctx.Err() != nil {
+		// Kargo has left. Beginning now, when it may be at another step, could
+		// undo what that one did.
+		return nil, nil, nil, notNow("the request has come to its end")
 	}
 	if other := s.giveUpOthers(c); other != nil {
 		return nil, nil, other, nil
@@ -330,7 +335,7 @@ func (s *Server) stillWanted(ctx context.Context, op *operation) (why, unknown e
 func (s *Server) watch(op *operation) {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
-	for {
+	for told := false; ; {
 		select {
 		case <-op.ctx.Done():
 			return
@@ -343,9 +348,10 @@ func (s *Server) watch(op *operation) {
 		case why != nil:
 			op.cancel(why)
 			return
-		case unknown != nil && op.ctx.Err() == nil:
+		case unknown != nil && op.ctx.Err() == nil && !told:
 			op.log.Warn("cannot see whether the Promotion still runs; nothing is pushed until that is known", "error", unknown)
 		}
+		told = unknown != nil
 	}
 }
 
@@ -356,21 +362,30 @@ func (s *Server) checkPush(ctx context.Context, p gitrepo.Pusher) error {
 	if op == nil {
 		return fmt.Errorf("step %q of Promotion %q does not run here any more", p.Alias, p.Promotion)
 	}
-	if op.ctx.Err() != nil {
-		return op.given()
+	for until := time.Now().Add(checkFor); ; {
+		if op.ctx.Err() != nil {
+			return op.given()
+		}
+		if time.Now().After(op.deadline) {
+			return fmt.Errorf("step %q timed out after %s", p.Alias, op.timeout)
+		}
+		why, unknown := s.stillWanted(ctx, op)
+		switch {
+		case why != nil:
+			op.cancel(why)
+			return why
+		case unknown == nil:
+			return nil
+		case time.Now().After(until):
+			return fmt.Errorf("cannot see whether the Promotion still runs: %w", unknown)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-op.ctx.Done():
+		case <-time.After(time.Second):
+		}
 	}
-	if time.Now().After(op.deadline) {
-		return fmt.Errorf("step %q timed out after %s", p.Alias, op.timeout)
-	}
-	why, unknown := s.stillWanted(ctx, op)
-	switch {
-	case why != nil:
-		op.cancel(why)
-		return why
-	case unknown != nil:
-		return fmt.Errorf("cannot see whether the Promotion still runs: %w", unknown)
-	}
-	return nil
 }
 
 func (s *Server) find(p gitrepo.Pusher) *operation {

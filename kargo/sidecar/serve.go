@@ -264,6 +264,9 @@ func (s *Server) Sweep(ctx context.Context) error {
 			return
 		}
 		gone, known := over[found.UID]
+		if time.Since(found.StartedAt) > keptFor {
+			gone, known = true, true
+		}
 		if !known {
 			p, err := s.Cluster.Promotion(ctx, found.Namespace, found.Promotion)
 			if err != nil && !isGone(err) {
@@ -286,5 +289,8 @@ func (s *Server) Sweep(ctx context.Context) error {
 			errs = append(errs, err)
 		}
 	})
+	if s.Ledger != nil {
+		err = errors.Join(err, s.Ledger.Prune(time.Now().Add(-keptFor)))
+	}
 	return errors.Join(append(errs, err, ctx.Err())...)
 }

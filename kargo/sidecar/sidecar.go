@@ -56,9 +56,11 @@ type Options struct {
 	// StateDir is a directory of the server's own, outside the work dirs, that
 	// outlives the process.
 	StateDir string
-	// Ledger forgets what was verified in a Promotion that is over. Optional.
+	// Ledger forgets what was verified in a Promotion that is over, or long ago.
+	// Optional.
 	Ledger interface {
 		Remove(k verification.Key) error
+		Prune(before time.Time) error
 	}
 	// UIBaseURL is for the steps; may be empty.
 	UIBaseURL string
@@ -92,6 +94,12 @@ const (
 	pendingPoll = 250 * time.Millisecond
 	// watchInterval is how often the Promotion of a running operation is read.
 	watchInterval = 2 * time.Second
+	// checkFor is how long an API server that does not answer is asked before a
+	// push, so that its restart is not the step's failure.
+	checkFor = 30 * time.Second
+	// keptFor is how long answers and verifications are kept at most. No
+	// promotion runs that long.
+	keptFor = 30 * 24 * time.Hour
 	// abandonAfter is how long an operation goes on although nobody asks for
 	// it. Kargo asks every 10 s; after an error, at most 17 minutes later, by
 	// which time most operations have ended and kept their answer.
