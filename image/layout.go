@@ -20,23 +20,28 @@ import (
 
 const mediaTypeBOM = "application/vnd.cyclonedx+json"
 
+// annotationEngineName is what containerd, and with it Docker and kind, call an
+// image by that they load from a layout (containerd, images.AnnotationImageName).
+const annotationEngineName = "io.containerd.image.name"
+
 // layout is an OCI image layout that is being written (image-spec,
 // image-layout.md). Its index.json names the image index, with the version as
 // its tag, and the referrers, where clients look for them.
 type layout struct {
 	dir, scratch string
+	name         string // repository
 	blobs        *oci.Storage
 	about        description
 	images       []ocispec.Descriptor // of each platform
 	referrers    []ocispec.Descriptor
 }
 
-func newLayout(dir, scratch string) (*layout, error) {
+func newLayout(dir, scratch, name string) (*layout, error) {
 	blobs, err := oci.NewStorage(dir)
 	if err != nil {
 		return nil, fmt.Errorf("cannot make the layout: %w", err)
 	}
-	return &layout{dir: dir, scratch: scratch, blobs: blobs}, nil
+	return &layout{dir: dir, scratch: scratch, name: name, blobs: blobs}, nil
 }
 
 // addImage adds the image of a platform and returns its descriptor. What
@@ -116,7 +121,7 @@ func (l *layout) close(ctx context.Context) (ocispec.Descriptor, error) {
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	index.Annotations = map[string]string{ocispec.AnnotationRefName: l.about.tag()}
+	index.Annotations = map[string]string{ocispec.AnnotationRefName: l.about.tag(), annotationEngineName: l.name + ":" + l.about.tag()}
 	entries := append([]ocispec.Descriptor{index}, l.referrers...)
 	files := map[string]any{
 		ocispec.ImageLayoutFile: ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion},

@@ -58,6 +58,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, status 
 	}
 	checkout := flags.String("checkout", "..", "folder of the sources")
 	output := flags.String("output", "", "folder to write to, absent or empty (required)")
+	name := flags.String("name", "ghcr.io/stepd/stepd", "repository that a container engine calls the image by when it loads the layout")
 	platforms := flags.String("platforms", "linux/amd64,linux/arm64", "platforms to build for")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -89,7 +90,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, status 
 	}
 	defer os.RemoveAll(scratch) //nolint:errcheck // at worst a temporary folder stays
 
-	layout, err := newLayout(filepath.Join(*output, "oci"), scratch)
+	layout, err := newLayout(filepath.Join(*output, "oci"), scratch, *name)
 	if err != nil {
 		return err
 	}
@@ -113,8 +114,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, status 
 		if err := layout.attach(ctx, desc, bom, about); err != nil {
 			return err
 		}
-		name := filepath.Join(*output, "sbom-"+p.OS+"-"+p.Architecture+".cdx.json")
-		if err := os.WriteFile(name, bom, 0o644); err != nil { //nolint:gosec // made to be published
+		list := filepath.Join(*output, "sbom-"+p.OS+"-"+p.Architecture+".cdx.json")
+		if err := os.WriteFile(list, bom, 0o644); err != nil { //nolint:gosec // made to be published
 			return fmt.Errorf("cannot write the bill of materials: %w", err)
 		}
 		_, _ = fmt.Fprintf(status, "%s/%s  %s\n", p.OS, p.Architecture, desc.Digest) // status only
