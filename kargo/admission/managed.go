@@ -117,10 +117,20 @@ func NewManaged(o ManagedOptions) *Managed {
 
 // Run keeps everything in place until ctx is done. Whatever fails is tried again.
 func (m *Managed) Run(ctx context.Context) {
+	said := ""
 	for {
+		now := ""
 		if err := m.sync(ctx); err != nil && ctx.Err() == nil {
-			m.Log.Error("cannot keep certificate and keys in the cluster", "error", err)
+			now = err.Error()
 		}
+		switch {
+		case now == said:
+		case now == "":
+			m.Log.Info("certificate and keys are in order again")
+		default:
+			m.Log.Error("cannot keep certificate and keys in the cluster", "error", now)
+		}
+		said = now
 		wait := syncInterval
 		if m.Ready() != nil {
 			wait = syncRetry

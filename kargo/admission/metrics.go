@@ -16,7 +16,7 @@ type metrics struct {
 	duration *prometheus.HistogramVec
 }
 
-func newMetrics(version string, expiry func() time.Time) *metrics {
+func newMetrics(version string, expiry func() time.Time, ready func() error) *metrics {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
 		reviews: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -38,6 +38,14 @@ func newMetrics(version string, expiry func() time.Time) *metrics {
 		}, func() float64 {
 			if t := expiry(); !t.IsZero() {
 				return float64(t.Unix())
+			}
+			return 0
+		}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "stepd_webhook_ready", Help: "1 if certificate, signing key and caBundle are in place, else 0.",
+		}, func() float64 {
+			if ready() == nil {
+				return 1
 			}
 			return 0
 		}),

@@ -37,26 +37,18 @@ func (m *mutator) judge(_ context.Context, req *admissionv1.AdmissionRequest) ve
 	if no := expects(req, []string{"promotions"}, admissionv1.Create); no != nil {
 		return *no
 	}
-	var object struct {
-		Metadata struct {
-			Namespace string `json:"namespace"`
-		} `json:"metadata"`
-		Spec struct {
-			Steps []json.RawMessage `json:"steps"`
-		} `json:"spec"`
-	}
-	if err := kjson.UnmarshalCaseSensitivePreserveInts(req.Object.Raw, &object); err != nil {
+	object, canonical, err := readPromotion(req.Object.Raw)
+	if err != nil {
 		return deny(http.StatusUnprocessableEntity, "cannot read the Promotion: %v", err)
 	}
 	if object.Metadata.Namespace != req.Namespace {
 		return deny(http.StatusBadRequest, "the Promotion says that its namespace is %q, the request that it is %q", object.Metadata.Namespace, req.Namespace)
 	}
 	rewriter := m.rewriter
-	var err error
 	if rewriter.Key, err = m.keys.SigningKey(); err != nil {
 		return fail(http.StatusServiceUnavailable, "stepd webhook cannot sign the steps: %v; try again in a minute", err)
 	}
-	steps, changed, err := rewriter.Rewrite(req.Object.Raw)
+	steps, changed, err := rewriter.Rewrite(canonical)
 	switch {
 	case err != nil:
 		return deny(http.StatusUnprocessableEntity, "cannot hand the Promotion's steps to stepd: %v", err)
@@ -76,4 +68,31 @@ func (m *mutator) judge(_ context.Context, req *admissionv1.AdmissionRequest) ve
 		return fail(http.StatusInternalServerError, "stepd webhook cannot write its patch: %v", err)
 	}
 	return out
+}
+
+// promotionObject is what is read of a Promotion.
+type promotionObject struct {
+	Metadata struct {
+		Name      string `json:"name"`
+		Namespace string `json:"namespace"`
+	} `json:"metadata"`
+	Spec struct {
+		Steps []json.RawMessage `json:"steps"`
+	} `json:"spec"`
+}
+
+// readPromotion decodes a Promotion, taking the names of its fields literally,
+// and encodes what it read: whoever decodes that again, in whatever way, reads
+// the same.
+func readPromotion(raw []byte) (promotionObject, []byte, error) {
+	var read, canonical promotionObject
+	if err := kjson.UnmarshalCaseSensitivePreserveInts(raw, &read); err != nil {
+		return canonical, nil, err
+	}
+	text, err := json.Marshal(read)
+	if err != nil {
+		return canonical, nil, err
+	}
+	err = json.Unmarshal(text, &canonical)
+	return canonical, text, err
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	admissionv1 "k8s.io/api/admission/v1"
+	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
 	"github.com/stepd/stepd/kargo/wire"
@@ -68,7 +69,7 @@ func testServer(t testing.TB) *server {
 			Rewriter: Rewriter{SidecarURL: "http://127.0.0.1:9470", Kinds: kinds},
 			Registry: registry, Keys: fixedKey{testKey()}, Log: slog.New(slog.DiscardHandler),
 		},
-		metrics: newMetrics("test", func() time.Time { return time.Time{} }),
+		metrics: newMetrics("test", func() time.Time { return time.Time{} }, func() error { return errors.New("a test") }),
 	}
 }
 
@@ -422,6 +423,7 @@ func FuzzReview(f *testing.F) {
 		f.Add(string(text))
 	}
 	f.Add(`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u","operation":"CREATE","resource":{"group":"kargo.akuity.io","version":"v1alpha1","resource":"promotions"},"object":{"spec":{"steps":[null,{"uses":"config-apply"}]}}}}`)
+	f.Add(`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u","namespace":"n","operation":"CREATE","resource":{"group":"kargo.akuity.io","version":"v1alpha1","resource":"promotions"},"object":{"metadata":{"name":"p","namespace":"n"},"spec":{"steps":[{"as":"a","uses":"config-apply"}]},"Spec":{"Steps":[]}}}}`)
 	f.Fuzz(func(t *testing.T, body string) {
 		for _, path := range []string{MutatePath, ValidatePath} {
 			code, out, text := post(t, h, path, body)
@@ -447,12 +449,14 @@ func noneLeft(t *testing.T, body string, patch []byte) {
 	var r struct {
 		Request struct {
 			Object struct {
-				Spec struct{ Steps []map[string]any }
-			}
-		}
+				Spec struct {
+					Steps []map[string]any `json:"steps"`
+				} `json:"spec"`
+			} `json:"object"`
+		} `json:"request"`
 	}
-	if err := json.Unmarshal([]byte(body), &r); err != nil {
-		return // fields that are only like those of a review, and of another type
+	if err := kjson.UnmarshalCaseSensitivePreserveInts([]byte(body), &r); err != nil {
+		t.Fatalf("allowed, and cannot be read: %v", err)
 	}
 	list := r.Request.Object.Spec.Steps
 	if len(patch) > 0 {

@@ -62,7 +62,7 @@ func Serve(ctx context.Context, o Options) error {
 		o.after = time.After
 	}
 	s := &server{Options: o}
-	s.metrics = newMetrics(o.Version, s.expiry)
+	s.metrics = newMetrics(o.Version, s.expiry, s.ready)
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", o.Listen)
 	if err != nil {

@@ -168,8 +168,7 @@ func (s state) renewSigning(now time.Time, p SigningPolicy, what seen) (state, e
 	kept := s.signing[:0:0]
 	for i, k := range s.signing {
 		if i < current {
-			retired := s.signing[i+1].from(p)
-			if !now.Before(retired.Add(p.Retention)) {
+			if !now.Before(s.retired(i, p).Add(p.Retention)) {
 				continue
 			}
 			k.Private = ""
@@ -182,6 +181,18 @@ func (s state) renewSigning(now time.Time, p SigningPolicy, what seen) (state, e
 
 // from is when a key starts to sign.
 func (k signingKey) from(p SigningPolicy) time.Time { return k.Published.Add(p.Propagation) }
+
+// retired is when a key stopped to sign: when the first of those after it
+// started to. There has to be one that did.
+func (s state) retired(i int, p SigningPolicy) time.Time {
+	var first time.Time
+	for _, k := range s.signing[i+1:] {
+		if !k.Published.IsZero() && (first.IsZero() || k.from(p).Before(first)) {
+			first = k.from(p)
+		}
+	}
+	return first
+}
 
 // signs returns which key signs now: the newest that has been published for
 // long enough, else the first that is published at all, else -1.
