@@ -31,7 +31,9 @@ import (
 	"github.com/stepd/stepd/kargo/wire"
 	"github.com/stepd/stepd/runner"
 	"github.com/stepd/stepd/runner/guard"
+	"github.com/stepd/stepd/runner/kargoapi"
 	"github.com/stepd/stepd/runner/load"
+	"github.com/stepd/stepd/schemas"
 	"github.com/stepd/stepd/steps"
 	"github.com/stepd/stepd/steps/builtin"
 )
@@ -84,6 +86,68 @@ func TestGoldenOverWire(t *testing.T) {
 	}
 }
 
+// TestExamplesOverWire does the same with the promotions that people copy first,
+// whose steps are stood in for: each answers with the examples of its outputs.
+func TestExamplesOverWire(t *testing.T) {
+	for _, env := range []string{"dev", "stg", "prd-us", "prd-ca"} {
+		var text []string
+		for _, name := range []string{env + ".yaml", env + ".freight.yaml"} {
+			b, err := os.ReadFile(filepath.Join("..", "..", "examples", "promotiontasks", name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			text = append(text, string(b))
+		}
+		native := &goldenRun{text: strings.Join(text, "\n---\n"), list: standIns(t)}
+		if !native.run(t) {
+			t.Fatalf("%s cannot be loaded", env)
+		}
+		over := &goldenRun{text: native.text, list: standIns(t), outputs: native.out.State}
+		over.run(t)
+		if native.out.Phase != kargoapi.PromotionSucceeded || len(native.configs) < 4 {
+			t.Errorf("%s: %s after %d steps: %s", env, native.out.Phase, len(native.configs), native.out.Message)
+		}
+		if d := cmp.Diff(native.configs, over.configs); d != "" {
+			t.Errorf("%s: configs (-native +wire):\n%s", env, d)
+		}
+		if d := cmp.Diff(native.fates(), over.fates()); d != "" {
+			t.Errorf("%s: steps (-native +wire):\n%s", env, d)
+		}
+		if d := cmp.Diff(native.state(t), over.state(t)); d != "" {
+			t.Errorf("%s: state (-native +wire):\n%s", env, d)
+		}
+	}
+}
+
+func standIns(t *testing.T) []steps.Registration {
+	list := []steps.Registration{builtin.HTTP(httpedge.Live(&effects.Log{}))}
+	for _, kind := range []string{"oci-download-verified", "config-apply", "atomic-commit", "argocd-update"} {
+		reg := steps.Registration{Name: kind}
+		reg.ConfigSchema, _ = schemas.Config(kind)
+		var schema struct {
+			Properties map[string]struct{ Examples []any }
+		}
+		if output, ok := schemas.Output(kind); ok {
+			if err := json.Unmarshal(output, &schema); err != nil {
+				t.Fatal(err)
+			}
+		}
+		output := map[string]any{}
+		for name, p := range schema.Properties {
+			if output[name] = nil; len(p.Examples) > 0 {
+				output[name] = p.Examples[0]
+			}
+		}
+		reg.New = func(steps.Capabilities) steps.Runner {
+			return steps.RunnerFunc(func(context.Context, *steps.Context) (steps.Result, error) {
+				return steps.Result{Status: steps.Succeeded, Output: output}, nil
+			})
+		}
+		list = append(list, reg)
+	}
+	return list
+}
+
 // differs says which cases cannot be the same, and why: they look at what Kargo
 // knows of a step other than its config, outcome and output.
 var differs = map[string]string{
@@ -111,6 +175,8 @@ const (
 // goldenRun is one run of a golden case.
 type goldenRun struct {
 	text string
+	// list are the steps there are; nil is Kargo's own.
+	list []steps.Registration
 	// outputs is the state of a native run, whose keys say what outputs each
 	// step has. With it, steps are rewritten.
 	outputs map[string]any
@@ -141,10 +207,13 @@ func (g *goldenRun) run(t *testing.T) bool {
 		return false
 	}
 	log := &effects.Log{}
-	list := builtin.Registrations(builtin.Edges{
-		Git: gitremote.Live(log), HTTP: httpedge.Live(log), Downloads: httpedge.Live(log),
-		ArgoCD: argocd.NewRecorder(log, true), Resources: resolved.Data,
-	})
+	list := g.list
+	if list == nil {
+		list = builtin.Registrations(builtin.Edges{
+			Git: gitremote.Live(log), HTTP: httpedge.Live(log), Downloads: httpedge.Live(log),
+			ArgoCD: argocd.NewRecorder(log, true), Resources: resolved.Data,
+		})
+	}
 	kinds := map[string]bool{}
 	for i := range list {
 		kinds[list[i].Name] = true

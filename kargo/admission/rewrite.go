@@ -10,6 +10,8 @@ import (
 	"slices"
 	"time"
 
+	kjson "sigs.k8s.io/json"
+
 	"github.com/stepd/stepd/kargo/wire"
 	"github.com/stepd/stepd/runner/expr"
 	"github.com/stepd/stepd/runner/kargoapi"
@@ -20,7 +22,7 @@ import (
 // It is pure, and safe for concurrent use if Now is.
 type Rewriter struct {
 	// SidecarURL is where Kargo's controller reaches the sidecar, such as
-	// http://127.0.0.1:9470.
+	// http://127.0.0.1:9470, without a path.
 	SidecarURL string
 	// Key signs the tokens that bind a step to its Promotion.
 	Key ed25519.PrivateKey
@@ -73,7 +75,8 @@ func (r *Rewriter) Rewrite(promotion []byte) (rewritten []json.RawMessage, chang
 			Steps []json.RawMessage `json:"steps"`
 		} `json:"spec"`
 	}
-	if err := json.Unmarshal(promotion, &p); err != nil {
+	// As Kubernetes does, which tells metadata from Metadata.
+	if err := kjson.UnmarshalCaseSensitivePreserveInts(promotion, &p); err != nil {
 		return nil, false, fmt.Errorf("cannot decode the Promotion: %w", err)
 	}
 	parsed := make([]step, len(p.Spec.Steps))
@@ -209,7 +212,7 @@ type httpOutput struct {
 func rewriteRetry(raw json.RawMessage) (retry map[string]json.RawMessage, theirs wire.Retry, err error) {
 	var user kargoapi.PromotionStepRetry
 	if len(raw) > 0 {
-		if err := json.Unmarshal(raw, &user); err != nil {
+		if err := kjson.UnmarshalCaseSensitivePreserveInts(raw, &user); err != nil {
 			return nil, theirs, fmt.Errorf("retry: %w", err)
 		}
 		if err := json.Unmarshal(raw, &retry); err != nil {

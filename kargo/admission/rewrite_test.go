@@ -120,6 +120,7 @@ func TestRewriteRefuses(t *testing.T) {
 	const ours = `{"as":"a","uses":"config-apply","config":{}}`
 	for _, tc := range []struct{ reason, promotion, want string }{
 		{"no name yet", `{"metadata":{"namespace":"demo","generateName":"x-"},"spec":{"steps":[` + ours + `]}}`, "has to run after Kargo's"},
+		{"a name that Kubernetes does not read", `{"metadata":{"Name":"x","namespace":"demo"},"spec":{"steps":[` + ours + `]}}`, "has to run after Kargo's"},
 		{"no namespace", `{"metadata":{"name":"p"},"spec":{"steps":[` + ours + `]}}`, "no namespace"},
 		{"no alias", `{"metadata":{"name":"p","namespace":"demo"},"spec":{"steps":[{"uses":"config-apply"}]}}`, "no alias"},
 		{"one alias twice", `{"metadata":{"name":"p","namespace":"demo"},"spec":{"steps":[` + ours + `,{"as":"a","uses":"copy"}]}}`, `step "a": 2 steps`},
@@ -141,6 +142,7 @@ func TestRewriteLeavesOthers(t *testing.T) {
 	for _, tc := range []struct{ reason, promotion string }{
 		{"no step of ours, and no name", `{"metadata":{},"spec":{"steps":[{"uses":"copy","config":[1e400]},{"task":{"name":"t"}}]}}`},
 		{"no steps", `{"metadata":{"name":"p"},"spec":{}}`},
+		{"steps that Kubernetes does not read", `{"metadata":{"name":"p"},"spec":{"Steps":[{"uses":"config-apply"}]}}`},
 	} {
 		_, changed, err := rewriter(t).Rewrite([]byte(tc.promotion))
 		if err != nil || changed {
