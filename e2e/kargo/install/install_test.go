@@ -21,6 +21,7 @@ import (
 	"time"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
+	appsv1 "k8s.io/api/apps/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -29,6 +30,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	k8syaml "sigs.k8s.io/yaml"
 
 	"github.com/stepd/stepd/e2e/kargo/apiserver"
 	"github.com/stepd/stepd/e2e/process"
@@ -81,6 +83,7 @@ func TestInstall(t *testing.T) {
 	})...)
 	apply(t, c, append(slices.Clone(installed), filepath.Join(examples, "kargo", "controller-networkpolicy.yaml"))...)
 
+	t.Run("restricted pods", func(t *testing.T) { admitsPods(t, c, examples) })
 	t.Run("no webhook answers", func(t *testing.T) { failsClosed(t, c) })
 	bin, err := tools.Stepd(t.Context(), t.TempDir())
 	if err != nil {
@@ -103,6 +106,51 @@ func TestInstall(t *testing.T) {
 	})
 	t.Run("rights", func(t *testing.T) { mayNothingElse(t, server) })
 	t.Run("promotions", func(t *testing.T) { promotes(t, server, c, bin, webhookAddress, sidecar) })
+}
+
+// admitsPods has the API server judge the webhook's pod, and one with the
+// sidecar, by the Pod Security Standard "restricted", which the webhook's
+// namespace enforces.
+func admitsPods(t *testing.T, c client.Client, examples string) {
+	var webhook appsv1.Deployment
+	if err := c.Get(t.Context(), client.ObjectKey{Namespace: "stepd", Name: "stepd-webhook"}, &webhook); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(examples, "kargo", "values.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var values struct {
+		Controller struct {
+			Volumes    []corev1.Volume    `json:"volumes"`
+			Containers []corev1.Container `json:"containers"`
+		} `json:"controller"`
+	}
+	if err := k8syaml.UnmarshalStrict(text, &values); err != nil {
+		t.Fatal(err)
+	}
+	controller := corev1.PodSpec{
+		Containers: values.Controller.Containers, ServiceAccountName: "stepd-webhook",
+		Volumes: append(values.Controller.Volumes, corev1.Volume{ // the chart's
+			Name: "tmp-data", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}},
+		}),
+	}
+	privileged := controller.DeepCopy()
+	privileged.Containers[0].SecurityContext.Capabilities = nil
+	for _, tc := range []struct {
+		reason string
+		spec   corev1.PodSpec
+		admit  bool
+	}{
+		{"the webhook", webhook.Spec.Template.Spec, true},
+		{"the sidecar", controller, true},
+		{"a sidecar that keeps the default capabilities", *privileged, false},
+	} {
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "stepd", Name: "judged"}, Spec: tc.spec}
+		if err := c.Create(t.Context(), pod, client.DryRunAll); (err == nil) != tc.admit || err != nil && !apierrors.IsForbidden(err) {
+			t.Errorf("%s: %v", tc.reason, err)
+		}
+	}
 }
 
 // failsClosed checks that, with no webhook to ask, a task with a step of stepd's
