@@ -36,6 +36,8 @@ const updateSchema = `{
     "fixed": {"const": true},
     "never": {"not": {"type": "string"}},
     "mixed": {"type": ["null", "string"]},
+    "id": {"type": "string", "minLength": 1, "format": "uri"},
+    "top": {"type": "integer", "maximum": 2147483647},
     "any": {"anyOf": [{"type": "string"}, {"type": "boolean"}]}
   }
 }`
@@ -57,6 +59,7 @@ func TestValidate(t *testing.T) {
 		"lengths":     {"paths are dotted", `{"path":"","updates":[{"key":"","value":1},{"value":2}]}`, []string{"path: String length must be greater than or equal to 1", "updates.0.key: String length must be greater than or equal to 1", "updates.1: key is required"}},
 		"items":       {"an empty list", `{"path":"a","updates":[]}`, []string{"updates: Array must have at least 1 items"}},
 		"integer":     {"integers are told from numbers", `{"path":1,"updates":1.5}`, []string{"path: Invalid type. Expected: string, given: integer", "updates: Invalid type. Expected: array, given: number"}},
+		"a format":    {"a format and a length", `{"path":"a","updates":[{"key":"k","value":1}],"id":"","top":2147483648}`, []string{"id: Does not match format 'uri'", "id: String length must be greater than or equal to 1", "top: Must be less than or equal to 2.147483647e+09"}},
 		"bounds":      {"numbers", `{"path":"a","updates":[{"key":"k","value":1}],"count":10}`, []string{"count: Must be less than or equal to 9"}},
 		"enum":        {"the field is repeated", `{"path":"a","updates":[{"key":"k","value":1}],"kind":"Freigth"}`, []string{`kind: kind must be one of the following: "Stage", "Freight"`}},
 		"pattern":     {"two things wrong with one value", `{"path":"a","updates":[{"key":"k","value":1}],"mode":"07777"}`, []string{"mode: Does not match pattern '^0[0-7]{3}$'", "mode: String length must be less than or equal to 4"}},

@@ -9,6 +9,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	"github.com/santhosh-tekuri/jsonschema/v6/kind"
@@ -125,6 +126,10 @@ func (f flattener) flatten(e *jsonschema.ValidationError) (out []located) {
 		add(rankOther, "", "Does not match pattern '"+k.Want+"'", "")
 	case *kind.Format:
 		add(rankOther, "", "Does not match format '"+k.Want+"'", "")
+		// The validator ends with the format; Kargo's also looks at the length.
+		if sch, text := f.schema.byLocation[e.SchemaURL], fmt.Sprint(k.Got); sch != nil && sch.MinLength != nil && utf8.RuneCountInString(text) < *sch.MinLength {
+			add(rankOther, "", fmt.Sprintf("String length must be greater than or equal to %d", *sch.MinLength), "")
+		}
 	case *kind.MinItems:
 		add(rankOther, "", fmt.Sprintf("Array must have at least %d items", k.Want), "")
 	case *kind.MaxItems:
@@ -280,7 +285,7 @@ func jsonList(vs []any) string {
 
 func number(r *big.Rat) string {
 	f, _ := r.Float64()
-	return strconv.FormatFloat(f, 'g', 10, 64)
+	return strconv.FormatFloat(f, 'g', -1, 64)
 }
 
 func pointer(path []string) string {
