@@ -198,3 +198,40 @@ func TestRewriteKeepsEverythingElse(t *testing.T) {
 		t.Errorf("fields (-want +got):\n%s", d)
 	}
 }
+
+// FuzzRewrite holds for anything that is created: what is not ours stays as it
+// is, and rewriting again changes nothing.
+func FuzzRewrite(f *testing.F) {
+	for _, file := range []string{"testdata/rewrite/task.yaml", "testdata/rewrite/odd.yaml"} {
+		f.Add(promotion(f, file))
+	}
+	f.Add([]byte(`{"metadata":{"name":"p","namespace":"n"},"spec":{"steps":[{"uses":"copy","as":null},{"uses":"atomic-commit","as":"a","retry":null,"config":null}]}}`))
+	r := rewriter(f)
+	f.Fuzz(func(t *testing.T, object []byte) {
+		list, changed, err := r.Rewrite(object)
+		if err != nil || !changed {
+			return
+		}
+		var was struct {
+			Spec struct {
+				Steps []json.RawMessage `json:"steps"`
+			} `json:"spec"`
+		}
+		if err := json.Unmarshal(object, &was); err != nil || len(was.Spec.Steps) != len(list) {
+			t.Skip("fields in two spellings")
+		}
+		for i, raw := range list {
+			var step map[string]any
+			if err := json.Unmarshal(was.Spec.Steps[i], &step); err != nil {
+				t.Fatal(err)
+			}
+			uses, _ := step["uses"].(string)
+			if _, ours := r.Kinds[uses]; ours == bytes.Equal(raw, was.Spec.Steps[i]) {
+				t.Errorf("step %d (uses %q): %s became %s", i, uses, was.Spec.Steps[i], raw)
+			}
+		}
+		if _, changed, err := r.Rewrite(withSteps(t, object, list)); err != nil || changed {
+			t.Errorf("rewriting again: changed %t, %v", changed, err)
+		}
+	})
+}
