@@ -58,7 +58,7 @@ func TestQueue(t *testing.T) {
 			most.Store(max(most.Load(), now.Add(1)))
 			defer now.Add(-1)
 			select {
-			case <-time.After(5 * time.Second):
+			case <-time.After(time.Second):
 			case <-ctx.Done():
 				return steps.Result{}, ctx.Err()
 			}
@@ -67,7 +67,7 @@ func TestQueue(t *testing.T) {
 			done[sc.Promotion]++
 			return steps.Result{Status: steps.Succeeded, Message: sc.Promotion, Output: map[string]any{"of": sc.Promotion}}, nil
 		})
-		large := `{"x":"` + strings.Repeat("v", 16<<10) + `"}`
+		large := `{"x":"` + strings.Repeat("v", 4<<10) + `"}`
 		_, skeleton, err := wire.DecodeConfig([]byte(large))
 		if err != nil {
 			t.Fatal(err)
@@ -99,7 +99,7 @@ func TestQueue(t *testing.T) {
 				select {
 				case <-stop:
 					return
-				case <-time.After(time.Minute):
+				case <-time.After(15 * time.Second):
 				}
 				var m runtime.MemStats
 				runtime.GC()
@@ -128,9 +128,8 @@ func TestQueue(t *testing.T) {
 		}
 		grown := int64(peak.Load()) - int64(before.HeapAlloc) //nolint:gosec // bytes of a heap
 		t.Logf("%d Promotions with configs of %d KiB, 4 at a time, 64 kept: the heap grew by at most %d KiB", n, len(large)>>10, grown>>10)
-		// 64 operations, and the requests that are under way.
-		if limit := int64(n+64) * int64(4*len(large)); grown > limit {
-			t.Errorf("the heap grew by %d bytes, more than %d", grown, limit)
+		if grown > 32<<20 {
+			t.Error("that is too much")
 		}
 		b.server.Drain(0)
 	})

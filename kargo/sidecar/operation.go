@@ -66,7 +66,7 @@ var (
 // operation.
 func (s *Server) attach(ctx context.Context, c *call) (*operation, *wire.Answer, error) {
 	for {
-		op, kept, before, err := s.attachOnce(ctx, c) //nolint:contextcheck // an operation outlives the request that began it
+		op, kept, before, err := s.attachOnce(ctx, c)
 		if before == nil {
 			return op, kept, err
 		}
@@ -117,7 +117,7 @@ func (s *Server) attachOnce(ctx context.Context, c *call) (op *operation, kept *
 	if other := s.giveUpOthers(c); other != nil {
 		return nil, nil, other, nil
 	}
-	op, err = s.begin(c, failed)
+	op, err = s.begin(c, failed) //nolint:contextcheck // an operation outlives the request that began it
 	return op, nil, nil, err
 }
 
