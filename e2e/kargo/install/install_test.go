@@ -106,6 +106,8 @@ func TestInstall(t *testing.T) {
 	})
 	t.Run("rights", func(t *testing.T) { mayNothingElse(t, server) })
 	t.Run("promotions", func(t *testing.T) { promotes(t, server, c, bin, webhookAddress, sidecar) })
+	t.Run("refusals", func(t *testing.T) { refuses(t, server) })
+	t.Run("repairs", func(t *testing.T) { mends(t, c) })
 }
 
 // admitsPods has the API server judge the webhook's pod, and one with the
