@@ -123,9 +123,9 @@ func (m *Managed) Run(ctx context.Context) {
 		if err := m.sync(ctx); err != nil && ctx.Err() == nil {
 			now = err.Error()
 		}
-		switch {
-		case now == said:
-		case now == "":
+		switch now {
+		case said:
+		case "":
 			m.Log.Info("certificate and keys are in order again")
 		default:
 			m.Log.Error("cannot keep certificate and keys in the cluster", "error", now)
