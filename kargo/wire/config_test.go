@@ -247,7 +247,7 @@ func TestEveryCharacter(t *testing.T) {
 // what native evaluation gives.
 func TestRandomConfigs(t *testing.T) {
 	var e *expr.Evaluator
-	n, evaluated := 20_000, 0
+	n, evaluated := 10_000, 0
 	if testing.Short() {
 		n = 2_000
 	}
