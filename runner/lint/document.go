@@ -70,7 +70,7 @@ func (c *docLinter) aliases(list []kargoapi.PromotionStep) []stepAlias {
 	out := make([]stepAlias, len(list))
 	for i := range list {
 		step := &list[i]
-		a := stepAlias{name: step.Alias(i), uses: step.Uses}
+		a := stepAlias{name: step.Alias(i), uses: step.Uses, conditional: step.If != "" && !c.alwaysRuns(step.If)}
 		if step.Task != nil {
 			a.isTask = true
 			if d := c.task(c.doc, step.Task); d != nil {

@@ -410,6 +410,15 @@ func TestFindings(t *testing.T) {
 			text:   task("", "  - uses: compose-output\n    config: {n: 1, 'y': 2, a: {on: no}, true: 1}\n  - uses: yaml-parse\n    config: {path: a, outputs: [{name: n, fromExpression: x}]}\n"),
 			want:   []string{"8:14 warning document: reads the key n as false", "8:32 warning document: reads the key on as true", "10:34 error config: reads n as a boolean"},
 		},
+		"MaybeSkipped": {
+			reason: "what was skipped has no outputs to look into",
+			text: task("{name: v}", `  - {uses: compose-output, as: a, if: "${{ success() && vars.v == 'x' }}", config: {k: 1}}
+  - {uses: compose-output, as: b, if: "${{ always() }}", config: {k: "${{ task.outputs.a.k }}"}}
+  - {uses: compose-output, as: c, config: {k: "${{ task.outputs.a?.k }}", l: "${{ task.outputs.a == nil ? 0 : task.outputs.a.k }}", m: "${{ task.outputs.b.k }}", n1: "${{ task.outputs['a'].k }}"}}
+  - {uses: compose-output, if: "${{ status('a') == 'Succeeded' }}", config: {k: "${{ task.outputs.a.k }}"}}
+`),
+			want: []string{"8:90 warning unknown-output: may be skipped", "9:190 warning unknown-output"},
+		},
 		"Comment": {
 			reason: "a # after a space ends a plain value",
 			text:   task("{name: l}", "  - uses: compose-output\n    config:\n      a: ${{ map(vars.l, # + 1) }}\n"),

@@ -46,6 +46,9 @@ type stepAlias struct {
 	// has outputs of its own.
 	isTask, known, composes bool
 	inner                   []string
+	// conditional is set for a step with an `if` of its own, by which it may be
+	// skipped.
+	conditional bool
 }
 
 // variables are those declared so far.

@@ -101,7 +101,7 @@ func (c *docLinter) template(text, at string, s *scope, where place) origin {
 		if out.tree == nil {
 			continue
 		}
-		(&walker{docLinter: c, scope: s, where: where, at: at, text: text, offset: p.Offset}).walk(out.tree)
+		(&walker{docLinter: c, scope: s, where: where, at: at, text: text, offset: p.Offset, guarded: decides(out.tree)}).walk(out.tree)
 		c.visibleQuotes(out.tree, at, whole)
 		if whole {
 			value = s.vars.originOf(out.tree)
@@ -257,6 +257,34 @@ func (c *docLinter) condition(text, at string, s *scope) {
 		c.reportAt(Warning, "condition", c.doc.ValuePosition(at), at, "write success() && … (or always() && … if that is meant)",
 			"an `if` takes the place of the check for success: this step also runs after an earlier one failed")
 	}
+}
+
+// alwaysRuns tells whether a condition is just always().
+func (c *docLinter) alwaysRuns(condition string) bool {
+	pieces, err := expr.Scan(condition)
+	if err != nil || !wholeExpression(pieces) {
+		return false
+	}
+	i := slices.IndexFunc(pieces, func(p expr.Piece) bool { return p.Code })
+	return callee(c.code.compile(pieces[i].Text, true).tree) == "always"
+}
+
+// decides tells whether an expression evaluates parts of itself only under some
+// condition.
+func decides(n ast.Node) bool {
+	found := false
+	ast.Walk(&n, visitor(func(n ast.Node) {
+		switch n := n.(type) {
+		case *ast.ConditionalNode:
+			found = true
+		case *ast.BinaryNode:
+			switch n.Operator {
+			case "&&", "||", "and", "or":
+				found = true
+			}
+		}
+	}))
+	return found
 }
 
 // neverBool tells whether no value of a type is a bool, nor text that reads like

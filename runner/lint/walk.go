@@ -25,6 +25,8 @@ type walker struct {
 	locals []string
 	// optional is how many ?. or ?? surround the node.
 	optional int
+	// guarded tells that the expression may look before it leaps.
+	guarded bool
 }
 
 func (w *walker) report(n ast.Node, sev Severity, rule, remedy, format string, args ...any) {
@@ -284,6 +286,7 @@ func (w *walker) member(n *ast.MemberNode) {
 	}
 	w.context(n)
 	w.structMember(n, name)
+	w.maybeSkipped(n)
 	if n.Optional {
 		w.optional++
 		w.walk(n.Node)
@@ -439,6 +442,29 @@ func (w *walker) stepReferenceIf(n ast.Node, holder, alias string) {
 		return // evaluated anew for every step of the task
 	}
 	w.stepReference(n, holder, alias)
+}
+
+// maybeSkipped finds outputs.x.y where step x may be skipped by its own condition:
+// there is no outputs.x then, and looking into it is an error. A step that has a
+// condition too is taken to know.
+func (w *walker) maybeSkipped(n *ast.MemberNode) {
+	m, ok := unchain(n.Node).(*ast.MemberNode)
+	s := w.scope
+	if !ok || n.Optional || w.guarded || w.where != inConfig && w.where != stepVariable || s.aliases[s.index].conditional {
+		return
+	}
+	switch {
+	case s.kind == inStage && identifierName(m.Node) == "outputs":
+	case s.kind == inTask && isTaskOutputs(m.Node):
+	default:
+		return
+	}
+	for i, a := range s.aliases {
+		if i < s.index && a.conditional && a.name == property(m) {
+			w.report(n, Warning, "unknown-output", "write ?. or give this step the same condition",
+				"step %q may be skipped by its `if`: it has no outputs then, and this is an error", a.name)
+		}
+	}
 }
 
 // stepReference checks a reference to a step by alias.
