@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -28,6 +29,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	k8syaml "sigs.k8s.io/yaml"
@@ -106,6 +108,7 @@ func TestInstall(t *testing.T) {
 	})
 	t.Run("rights", func(t *testing.T) { mayNothingElse(t, server) })
 	t.Run("promotions", func(t *testing.T) { promotes(t, server, c, bin, webhookAddress, sidecar) })
+	t.Run("leaked key", func(t *testing.T) { replacesKey(t, c) })
 	t.Run("refusals", func(t *testing.T) { refuses(t, server) })
 	t.Run("repairs", func(t *testing.T) { mends(t, c) })
 }
@@ -306,6 +309,32 @@ func publicKeys(t *testing.T, c client.Client) map[string]string {
 		t.Fatal(err)
 	}
 	return m.Data
+}
+
+// replacesKey throws the signing key away as docs/kargo.md says, and waits for
+// another in its place.
+func replacesKey(t *testing.T, c client.Client) {
+	before := publicKeys(t, c)
+	s := secret(t, c)
+	patch := client.RawPatch(types.JSONPatchType, []byte(`[{"op": "remove", "path": "/data/signing-keys.json"}]`))
+	if err := c.Patch(t.Context(), &s, patch); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute) // they look every 30 s
+	defer cancel()
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		now := publicKeys(t, c)
+		if len(now) == 1 && !maps.Equal(now, before) {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatalf("%d public keys are published, and the old one is still among them or alone", len(now))
+		}
+	}
 }
 
 // mayNothingElse asks the API server what the webhook's account may do.
