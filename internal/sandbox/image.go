@@ -3,9 +3,11 @@ package sandbox
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"syscall"
 )
 
 // DigestError says that a program is not the one that was pinned.
@@ -22,7 +24,7 @@ func (e *DigestError) Error() string {
 
 // Digest returns the digest of a file, "sha256:…".
 func Digest(path string) (string, error) {
-	f, err := os.Open(path)
+	f, err := openProgram(path)
 	if err != nil {
 		return "", err
 	}
@@ -30,10 +32,36 @@ func Digest(path string) (string, error) {
 	return copyDigest(io.Discard, f)
 }
 
+// maxProgram is the size of the largest program: 1 GiB.
+const maxProgram = 1 << 30
+
+// openProgram opens a file, and nothing that blocks or never ends.
+func openProgram(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+	case !info.Mode().IsRegular():
+		err = fmt.Errorf("%s is not a file", path)
+	case info.Size() > maxProgram:
+		err = fmt.Errorf("%s has %d bytes, and the limit is %d", path, info.Size(), maxProgram)
+	default:
+		return f, nil
+	}
+	return nil, errors.Join(err, f.Close())
+}
+
 func copyDigest(dst io.Writer, src io.Reader) (string, error) {
 	h := sha256.New()
-	if _, err := io.Copy(io.MultiWriter(dst, h), src); err != nil {
+	n, err := io.Copy(io.MultiWriter(dst, h), io.LimitReader(src, maxProgram+1))
+	if err != nil {
 		return "", err
+	}
+	if n > maxProgram {
+		return "", fmt.Errorf("it grew beyond %d bytes", maxProgram)
 	}
 	return "sha256:" + hex.EncodeToString(h.Sum(nil)), nil
 }

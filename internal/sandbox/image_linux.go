@@ -17,7 +17,7 @@ type Image struct{ memory *os.File }
 // *DigestError unless its digest is the pinned one. What runs is what was
 // hashed, whatever happens to the file afterwards.
 func Load(path, digest string) (*Image, error) {
-	f, err := os.Open(path)
+	f, err := openProgram(path)
 	if err != nil {
 		return nil, fmt.Errorf("cannot load program: %w", err)
 	}

@@ -12,8 +12,8 @@ type Policy struct {
 	// ReadOnly are files and directories it may read and execute, ReadWrite
 	// those it may also change. Paths that do not exist are left out.
 	ReadOnly, ReadWrite []string
-	// NoNetwork leaves it no sockets but those of the unix kind. Start fails
-	// where that cannot be had.
+	// NoNetwork leaves it sockets of the unix kind to be reached at, and none to
+	// reach anybody with. Start fails where that cannot be had.
 	NoNetwork bool
 	Limits
 }

@@ -123,10 +123,11 @@ func (p *Process) start(policy Policy) error {
 	if err := restrictThread(policy); err != nil {
 		return fmt.Errorf("landlock: %w", err)
 	}
-	if policy.NoNetwork {
-		if err := denyNetwork(); err != nil {
-			return fmt.Errorf("no network: %w", err)
-		}
+	if err := restrictCalls(policy.NoNetwork); err != nil {
+		return fmt.Errorf("seccomp: %w", err)
+	}
+	if err := closeOnExec(); err != nil {
+		return fmt.Errorf("inherited files: %w", err)
 	}
 	if err := p.cmd.Start(); err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -29,6 +30,9 @@ func TestMain(m *testing.M) {
 	}
 }
 
+// inherited is the number of a file that this process was started with.
+const inherited = 77
+
 // probe tries what a confined program must and must not be able to do.
 func probe() {
 	report := func(what string, err error) { fmt.Printf("%s=%t\n", what, err == nil) }
@@ -41,6 +45,17 @@ func probe() {
 	_, err = os.ReadFile(fmt.Sprintf("/proc/%d/environ", os.Getppid()))
 	report("read environment of the host", err)
 	report("signal the host", unix.Kill(os.Getppid(), 0))
+	report("keep an inherited file", func() error { _, err := unix.FcntlInt(inherited, unix.F_GETFD, 0); return err }())
+	report("stay when the host dies", unix.Prctl(unix.PR_SET_PDEATHSIG, 0, 0, 0, 0))
+	report("stay by another signal", unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGCHLD), 0, 0, 0))
+	report("prctl otherwise", unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&[]byte("probe\x00")[0])), 0, 0, 0))
+	l, err := net.Listen("unix", filepath.Join(os.Getenv("WORK"), "l"))
+	report("listen", err)
+	if err == nil {
+		_ = l.Close()
+	}
+	_, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	report("unix datagrams", err)
 	for what, address := range map[string]string{"tcp": "127.0.0.1:9", "udp": "127.0.0.1:9", "unix": filepath.Join(os.Getenv("WORK"), "none")} {
 		_, err := net.Dial(what, address)
 		fmt.Printf("%s denied=%t\n", what, errors.Is(err, unix.EPERM))
@@ -84,6 +99,10 @@ func TestConfinement(t *testing.T) {
 	}
 	defer image.Close()
 	work := t.TempDir()
+	if err := unix.Dup3(0, inherited, 0); err != nil { // as if a shell had left it open
+		t.Fatal(err)
+	}
+	defer unix.Close(inherited)
 	cmd := exec.Command(image.Path())
 	cmd.Env = []string{"SANDBOX_ROLE=probe", "SECRET=" + secret, "WORK=" + work}
 	out := run(t, cmd, sandbox.Policy{
@@ -100,7 +119,13 @@ func TestConfinement(t *testing.T) {
 		"signal the host=false":              sandbox.Detect().LandlockABI >= 6,
 		"tcp denied=true":                    true,
 		"udp denied=true":                    true,
-		"unix denied=false":                  true,
+		"unix denied=true":                   true,
+		"unix datagrams=false":               true,
+		"listen=true":                        true,
+		"keep an inherited file=false":       true,
+		"stay when the host dies=false":      true,
+		"stay by another signal=false":       true,
+		"prctl otherwise=true":               true,
 		"write inside=true":                  true,
 		"read system=true":                   true,
 		"shell=true":                         true,
@@ -137,6 +162,21 @@ func TestLoadRefusesAChangedProgram(t *testing.T) {
 	}
 	if _, err := sandbox.Load(path, digest); err == nil || !strings.Contains(err.Error(), "script") {
 		t.Errorf("a script: %v", err)
+	}
+}
+
+func TestLoadRefusesWhatIsNoFile(t *testing.T) {
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{fifo, "/dev/zero", t.TempDir()} {
+		if _, err := sandbox.Load(path, ""); err == nil || !strings.Contains(err.Error(), "not a file") {
+			t.Errorf("%s: %v", path, err)
+		}
+		if _, err := sandbox.Digest(path); err == nil {
+			t.Errorf("%s has a digest", path)
+		}
 	}
 }
 
