@@ -81,6 +81,9 @@ func serve(registrations []steps.Registration) error {
 		go exitAtEndOf(os.Stdin)
 	}
 	goplugin.Serve(config)
+	// A step that was told to stop may have to clean up. One that does not end
+	// is not waited for by the host.
+	server.Wait()
 	return nil
 }
 

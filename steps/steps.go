@@ -184,6 +184,11 @@ const (
 	TaskOutputPropagation Capability = "task-output-propagation"
 )
 
+// AllCapabilities lists the capabilities that there are.
+func AllCapabilities() []Capability {
+	return []Capability{AccessArgoCD, AccessControlPlane, AccessCredentials, AccessGitUser, TaskOutputPropagation}
+}
+
 // Capabilities are the objects behind the capabilities that were granted. A
 // field is nil unless its capability was declared and granted.
 type Capabilities struct {

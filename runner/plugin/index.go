@@ -79,18 +79,17 @@ func namePattern() *regexp.Regexp {
 func ReadIndex(dir string) (Index, error) {
 	ix := Index{Version: indexVersion}
 	path := filepath.Join(dir, indexFile)
-	for _, p := range []string{dir, path} {
-		if err := writableByOwnerOnly(p); errors.Is(err, fs.ErrNotExist) {
-			return ix, nil
-		} else if err != nil {
-			return Index{}, fmt.Errorf("cannot trust the plugin index: %w", err)
-		}
-	}
 	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return ix, nil
+	}
 	if err != nil {
 		return Index{}, fmt.Errorf("cannot read the plugin index: %w", err)
 	}
 	defer func() { _ = f.Close() }()
+	if err := trusted(dir, f); err != nil {
+		return Index{}, fmt.Errorf("cannot trust the plugin index: %w", err)
+	}
 	d := json.NewDecoder(io.LimitReader(f, maxIndex))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&ix); err != nil {
@@ -178,6 +177,9 @@ func change(dir string, f func(*Index) error) error {
 	if err != nil {
 		return fmt.Errorf("cannot write the plugin index: %w", err)
 	}
+	if len(b) >= maxIndex {
+		return fmt.Errorf("cannot write the plugin index: it would have %d bytes, and the limit is %d", len(b), maxIndex)
+	}
 	if err := replaceFile(filepath.Join(dir, indexFile), append(b, '\n'), 0o644); err != nil {
 		return fmt.Errorf("cannot write the plugin index: %w", err)
 	}
@@ -208,16 +210,46 @@ func replaceFile(path string, content []byte, mode fs.FileMode) (err error) {
 	return os.Rename(f.Name(), path)
 }
 
-func writableByOwnerOnly(path string) error {
-	info, err := os.Stat(path)
+// trusted refuses an index that somebody other than this user or root could
+// have written: in its file, or by replacing it or a directory on the way to
+// it. A sticky directory, such as /tmp, lets nobody replace what is not theirs.
+func trusted(dir string, index *os.File) error {
+	info, err := index.Stat()
 	if err != nil {
 		return err
 	}
-	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int(st.Uid) != os.Getuid() {
-		return fmt.Errorf("%s belongs to user %d, neither you nor root", path, st.Uid)
+	if err := writableByOwnerOnly(index.Name(), info); err != nil {
+		return err
 	}
-	if info.Mode().Perm()&0o002 != 0 {
+	dir, err = filepath.Abs(dir)
+	if err == nil {
+		dir, err = filepath.EvalSymlinks(dir)
+	}
+	for err == nil {
+		if info, err = os.Stat(dir); err != nil {
+			break
+		}
+		err = writableByOwnerOnly(dir, info)
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			break
+		}
+		dir = parent
+	}
+	return err
+}
+
+func writableByOwnerOnly(path string, info fs.FileInfo) error {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	switch {
+	case ok && st.Uid != 0 && int(st.Uid) != os.Geteuid():
+		return fmt.Errorf("%s belongs to user %d, neither you nor root", path, st.Uid)
+	case info.IsDir() && info.Mode()&fs.ModeSticky != 0:
+		return nil
+	case info.Mode().Perm()&0o002 != 0:
 		return fmt.Errorf("%s can be written by everybody: chmod o-w it", path)
+	case ok && info.Mode().Perm()&0o020 != 0 && st.Gid != 0 && int(st.Gid) != os.Getegid():
+		return fmt.Errorf("%s can be written by group %d: chmod g-w it", path, st.Gid)
 	}
 	return nil
 }

@@ -2,15 +2,18 @@ package plugin
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/stepd/stepd/internal/configschema"
 	"github.com/stepd/stepd/internal/sandbox"
 	"github.com/stepd/stepd/runner/rpc"
 	"github.com/stepd/stepd/steps"
@@ -119,7 +122,16 @@ func acceptable(ix Index, e Entry, reserved []string) error {
 		return errors.New("it has no steps")
 	}
 	var asked []steps.Capability
-	for _, s := range e.Steps {
+	for i, s := range e.Steps {
+		if !stepPattern().MatchString(s.Name) {
+			return fmt.Errorf("it has a step %q: a step's name has small letters, digits and dashes, at most 63", s.Name)
+		}
+		if slices.ContainsFunc(e.Steps[:i], func(o Step) bool { return o.Name == s.Name }) {
+			return fmt.Errorf("it has two steps %q", s.Name)
+		}
+		if err := s.check(); err != nil {
+			return fmt.Errorf("its step %q cannot be used: %w", s.Name, err)
+		}
 		if slices.Contains(reserved, s.Name) {
 			return fmt.Errorf("its step %q would replace stepd's own", s.Name)
 		}
@@ -133,6 +145,28 @@ func acceptable(ix Index, e Entry, reserved []string) error {
 	for _, g := range e.Grants {
 		if !slices.Contains(asked, g) {
 			return fmt.Errorf("none of its steps asks for the capability %q; they ask for [%s]", g, join(asked))
+		}
+	}
+	return nil
+}
+
+// stepPattern is what a plugin's step may be called: what a `uses` of Kargo's
+// looks like, and nothing that would disturb a terminal.
+func stepPattern() *regexp.Regexp { return regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`) }
+
+// check refuses what would fail when the step is used.
+func (s Step) check() error {
+	for _, c := range s.RequiredCapabilities {
+		if !slices.Contains(steps.AllCapabilities(), c) {
+			return fmt.Errorf("it asks for the capability %q, which there is not", string(c))
+		}
+	}
+	for what, schema := range map[string]json.RawMessage{"config": s.ConfigSchema, "output": s.OutputSchema} {
+		if schema == nil {
+			continue
+		}
+		if _, err := configschema.Compile(schema); err != nil {
+			return fmt.Errorf("its %s schema: %w", what, err)
 		}
 	}
 	return nil

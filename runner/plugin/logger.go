@@ -5,6 +5,7 @@ import (
 	"io"
 	"log"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 
 	"github.com/hashicorp/go-hclog"
@@ -13,6 +14,9 @@ import (
 // maxRecords is how many records of one process are logged: what a plugin
 // writes to standard error costs it nothing and us a line each.
 const maxRecords = 10_000
+
+// maxText is how much of a message or a value is logged.
+const maxText = 4 << 10
 
 // newLogger lets go-plugin, and through it a plugin's standard error, log to
 // slog, each record under the alias of the step that the plugin was last given.
@@ -57,11 +61,25 @@ func (l *hcLogger) log(level slog.Level, msg string, args []any) {
 	case left < 0:
 		l.to.Warn("the plugin wrote too much; no more of it is logged", "records", maxRecords)
 	default:
-		if step := l.step.Load(); step != nil {
-			args = append(args[:len(args):len(args)], "step", *step)
+		bounded := make([]any, len(args), len(args)+2)
+		for i, a := range args {
+			if text, ok := a.(string); ok {
+				a = cut(text)
+			}
+			bounded[i] = a
 		}
-		l.to.Log(context.Background(), level, msg, args...)
+		if step := l.step.Load(); step != nil {
+			bounded = append(bounded, "step", *step)
+		}
+		l.to.Log(context.Background(), level, cut(msg), bounded...)
 	}
+}
+
+func cut(text string) string {
+	if len(text) <= maxText {
+		return text
+	}
+	return strings.ToValidUTF8(text[:maxText], "") + "…"
 }
 
 // Trace implements hclog.Logger.

@@ -37,6 +37,20 @@ func TestMain(m *testing.M) {
 		sdk.Serve(contracttest.Steps()...)
 	case "stepd-step-naughty":
 		sdk.Serve(naughty()...)
+	case "stepd-step-badname":
+		sdk.Serve(steps.Registration{Name: "\x1b[31mred", New: nobody})
+	case "stepd-step-badschema":
+		sdk.Serve(steps.Registration{Name: "odd", New: nobody, ConfigSchema: []byte(`{"type": 5}`)})
+	case "stepd-step-badcapability":
+		sdk.Serve(steps.Registration{Name: "odd", New: nobody, Metadata: steps.Metadata{RequiredCapabilities: []steps.Capability{"access-everything"}}})
+	case "stepd-step-link":
+		// The socket is a link to one of another program's.
+		if err := os.Symlink("/run/other.sock", filepath.Join(os.Getenv("PLUGIN_UNIX_SOCKET_DIR"), "s")); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		fmt.Printf("1|1|unix|%s|grpc||true\n", filepath.Join(os.Getenv("PLUGIN_UNIX_SOCKET_DIR"), "s"))
+		select {}
 	case "stepd-step-hangs":
 		select {}
 	case "stepd-step-exits":
@@ -78,6 +92,8 @@ func mute() {
 	fmt.Printf("1|1|unix|%s|grpc||true\n", path)
 	select {}
 }
+
+func nobody(steps.Capabilities) steps.Runner { return nil }
 
 // naughty are steps that misbehave.
 func naughty() []steps.Registration {
@@ -293,6 +309,10 @@ func TestPluginsThatDoNotStart(t *testing.T) {
 		{"stepd-step-exits", "no licence found", 30 * time.Second},
 		{"stepd-step-babbles", "Hello, I am a plugin!", 30 * time.Second},
 		{"stepd-step-elsewhere", "not a socket in its own directory", 30 * time.Second},
+		{"stepd-step-link", "not a socket in its own directory", 30 * time.Second},
+		{"stepd-step-badname", `a step "\x1b[31mred"`, 30 * time.Second},
+		{"stepd-step-badschema", "its config schema", 30 * time.Second},
+		{"stepd-step-badcapability", `the capability "access-everything"`, 30 * time.Second},
 		{"stepd-step-future", "99", 30 * time.Second},
 		{"stepd-step-mute", "cannot start plugin", 2 * time.Second},
 	} {
@@ -373,11 +393,60 @@ func TestInstallRefuses(t *testing.T) {
 			t.Errorf("%s: %v, want %q", tc.reason, err, tc.says)
 		}
 	}
-	if err := os.Chmod(filepath.Join(opts.Dir, "index.json"), 0o666); err != nil {
+}
+
+func TestIndexesThatOthersCanWrite(t *testing.T) {
+	parent := filepath.Join(t.TempDir(), "parent")
+	dir := filepath.Join(parent, "plugins")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := plugin.Open(opts); err == nil || !strings.Contains(err.Error(), "written by everybody") {
-		t.Errorf("an index that everybody can write: %v", err)
+	index := filepath.Join(dir, "index.json")
+	if err := os.WriteFile(index, []byte(`{"version": 1, "plugins": []}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		reason, path string
+		mode         os.FileMode
+		group        int // -1 for the usual one
+		says         string
+	}{
+		{"nobody else can", index, 0o644, -1, ""},
+		{"the file, by everybody", index, 0o666, -1, "everybody"},
+		{"the directory, by everybody", dir, 0o777, -1, "everybody"},
+		{"the directory's parent, by everybody", parent, 0o777, -1, "everybody"},
+		{"a sticky parent keeps what is ours", parent, 0o777 | os.ModeSticky, -1, ""},
+		{"one's own group", index, 0o664, -1, ""},
+		{"another group", index, 0o664, 12345, "group 12345"},
+		{"a parent, by another group", parent, 0o775, 12345, "group 12345"},
+	} {
+		if tc.group >= 0 {
+			if os.Geteuid() != 0 {
+				continue // only root can give files away
+			}
+			if err := os.Chown(tc.path, -1, tc.group); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.Chmod(tc.path, tc.mode); err != nil {
+			t.Fatal(err)
+		}
+		_, err := plugin.ReadIndex(dir)
+		if (err == nil) != (tc.says == "") || err != nil && !strings.Contains(err.Error(), tc.says) {
+			t.Errorf("%s: %v, want %q", tc.reason, err, tc.says)
+		}
+		if err := errors.Join(os.Chmod(tc.path, 0o700), os.Chown(tc.path, -1, os.Getegid())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(dir, filepath.Join(parent, "link")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := plugin.ReadIndex(filepath.Join(parent, "link")); err == nil {
+		t.Error("a link hides a directory that everybody can write")
 	}
 }
 

@@ -108,6 +108,8 @@ func (p *process) connect() error {
 		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
 		StartTimeout:     p.opts.StartTimeout,
 		Logger:           newLogger(p.log, &p.step, &p.closing),
+		// go-plugin's own calls have no limit but this one.
+		GRPCDialOptions: []grpc.DialOption{grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(rpc.MaxMessageBytes))},
 	}
 	if at, ok := p.opts.Reattach[p.entry.Name]; ok {
 		addr, err := resolve(at)
@@ -353,7 +355,7 @@ func (c *child) prepare(image *sandbox.Image, env []string, policy sandbox.Polic
 		Env: append([]string{
 			"PATH=/usr/local/bin:/usr/bin:/bin", "HOME=" + c.dir, "TMPDIR=" + c.dir, "LANG=C.UTF-8",
 			protocol.EnvWatchStdin + "=1",
-		}, env...),
+		}, append(raceEnv(), env...)...),
 	}
 	return nil
 }
@@ -449,10 +451,12 @@ func (c *child) Diagnose(context.Context) string {
 // PluginToHost implements runner.Runner: of the addresses a plugin can name,
 // only a socket in its own directory is connected to.
 func (c *child) PluginToHost(network, address string) (string, string, error) {
-	if network != "unix" || !strings.HasPrefix(filepath.Clean(address), c.dir+string(filepath.Separator)) {
+	clean := filepath.Clean(address)
+	info, err := os.Lstat(clean)
+	if network != "unix" || !strings.HasPrefix(clean, c.dir+string(filepath.Separator)) || err != nil || info.Mode().Type() != os.ModeSocket {
 		return "", "", fmt.Errorf("it wants to be reached at %s %q, which is not a socket in its own directory", network, address)
 	}
-	return network, address, nil
+	return network, clean, nil
 }
 
 // HostToPlugin implements runner.Runner.

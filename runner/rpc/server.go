@@ -78,9 +78,10 @@ type Attempt struct {
 // Server implements the StepService of stepd.v1 over step registrations.
 type Server struct {
 	stepdv1.UnimplementedStepServiceServer
-	opts  ServerOptions
-	kinds map[string]*kind
-	names []string
+	opts    ServerOptions
+	kinds   map[string]*kind
+	names   []string
+	running sync.WaitGroup
 }
 
 // kind is a registration with its schema, compiled when first used.
@@ -121,6 +122,10 @@ func NewServer(opts ServerOptions) (*Server, error) {
 
 // Register adds the service to g.
 func (s *Server) Register(g grpc.ServiceRegistrar) { stepdv1.RegisterStepServiceServer(g, s) }
+
+// Wait waits for the attempts that run. It is for after the gRPC server's end,
+// which cancels them but does not wait.
+func (s *Server) Wait() { s.running.Wait() }
 
 // ListSteps implements the StepService.
 func (s *Server) ListSteps(context.Context, *stepdv1.ListStepsRequest) (*stepdv1.ListStepsResponse, error) {
@@ -196,6 +201,8 @@ func (s *Server) CallStep(ctx context.Context, req *stepdv1.CallStepRequest) (*s
 // run makes one attempt. Its error is about the call; what the step did is in
 // the result. A nil events drops log and progress.
 func (s *Server) run(ctx context.Context, req *stepdv1.RunStepRequest, events *eventStream) (*stepdv1.StepResult, error) {
+	s.running.Add(1)
+	defer s.running.Done()
 	k, err := s.lookup(req.GetKind())
 	if err != nil {
 		return nil, err
