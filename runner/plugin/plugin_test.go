@@ -146,6 +146,9 @@ func install(t testing.TB, name string, grants ...steps.Capability) plugin.HostO
 	opts := plugin.HostOptions{
 		Dir:    t.TempDir(),
 		Limits: sandbox.Limits{OpenFiles: 4096}, // the race detector needs more memory than any limit
+		// What else the machine does is not what is tested.
+		StartTimeout: time.Minute,
+		MaxProcesses: 4,
 	}
 	if _, err := plugin.Install(t.Context(), opts, plugin.InstallOptions{Path: self(t), Name: name, Grants: grants}); err != nil {
 		t.Fatal(err)

@@ -3,11 +3,14 @@ package serve
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"mime"
 	"net"
 	"net/http"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
@@ -67,7 +70,6 @@ func (s *server) gateway(ctx context.Context, service *rpc.Server) (http.Handler
 // guard refuses what no client of the API sends: a browser's requests, other
 // content than JSON, and more than the limit.
 func (s *server) guard(next http.Handler) http.Handler {
-	limited := http.MaxBytesHandler(next, int64(s.opts.MaxRequestBytes))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); {
 		case r.Header.Get("Origin") != "":
@@ -77,15 +79,41 @@ func (s *server) guard(next http.Handler) http.Handler {
 		case r.ContentLength > int64(s.opts.MaxRequestBytes):
 			answer(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("the request is longer than %d bytes", s.opts.MaxRequestBytes))
 		default:
-			limited.ServeHTTP(w, r)
+			r.Body = &limitedBody{ReadCloser: http.MaxBytesReader(w, r.Body, int64(s.opts.MaxRequestBytes))}
+			next.ServeHTTP(w, r)
 		}
 	})
 }
 
+// limitedBody remembers that a request of unknown length was too long, which
+// the gateway reports like any other that it cannot read.
+type limitedBody struct {
+	io.ReadCloser
+	tooLong atomic.Bool
+}
+
+// Read implements io.Reader.
+func (b *limitedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		b.tooLong.Store(true)
+	}
+	return n, err
+}
+
 // writeError answers with a step's result, whatever went wrong: a client that
 // reads status, message and output never meets anything else.
-func writeError(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, _ *http.Request, err error) {
+func writeError(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, err error) {
 	st := status.Convert(err)
+	if body, ok := r.Body.(*limitedBody); ok && body.tooLong.Load() {
+		answer(w, http.StatusRequestEntityTooLarge, "the request is too long")
+		return
+	}
+	if st.Code() == codes.DeadlineExceeded {
+		// The wire's wording differs with who noticed first.
+		answer(w, http.StatusGatewayTimeout, "the call's deadline has passed")
+		return
+	}
 	answer(w, runtime.HTTPStatusFromCode(st.Code()), st.Message())
 }
 

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -51,26 +52,40 @@ func (a *Address) String() string {
 	return a.Address
 }
 
-// listen opens the address. A socket gets mode 0600 and replaces one that
-// nobody listens on any more.
+// listen opens the address. A socket has mode 0600 and replaces one that nobody
+// listens on any more.
 func (a *Address) listen(ctx context.Context) (net.Listener, error) {
 	if a.Network == "unix" {
 		if err := removeStale(ctx, a.Address); err != nil {
 			return nil, err
 		}
 	}
-	var lc net.ListenConfig
+	lc := listenConfig()
 	l, err := lc.Listen(ctx, a.Network, a.Address)
 	if err != nil {
 		return nil, err
 	}
 	if a.Network == "unix" {
-		if err := os.Chmod(a.Address, 0o600); err != nil {
+		if err := os.Chmod(a.Address, socketMode); err != nil {
 			return nil, errors.Join(err, l.Close())
 		}
 	}
 	return l, nil
 }
+
+// listenConfig gives a socket its mode before it has a name, so that nobody can
+// connect in between. That is so on Linux; elsewhere listen sets it afterwards.
+func listenConfig() net.ListenConfig {
+	return net.ListenConfig{Control: func(network, _ string, c syscall.RawConn) error {
+		if network != "unix" {
+			return nil
+		}
+		return c.Control(func(fd uintptr) { _ = syscall.Fchmod(int(fd), socketMode) }) // see above
+	}}
+}
+
+// socketMode lets this user connect, and root.
+const socketMode = 0o600
 
 func removeStale(ctx context.Context, path string) error {
 	info, err := os.Lstat(path)

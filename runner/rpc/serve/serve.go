@@ -136,7 +136,9 @@ func (s *server) open(ctx context.Context) error {
 			return fmt.Errorf("cannot serve gRPC: %w", err)
 		}
 		bound["grpc"] = s.grpcListener.Addr()
-		s.grpc = s.newGRPC(service, config)
+		// Beyond the queue, callers are refused and told so; the limit on streams,
+		// at which a client waits without a word, has to lie well above it.
+		s.grpc = s.newGRPC(service, config, grpc.MaxConcurrentStreams(uint32(2*(s.opts.MaxRunning+max(s.opts.MaxWaiting, 0))+100)))
 		reflection.Register(s.grpc)
 	}
 	if a := s.opts.HTTP; a != nil {
@@ -180,23 +182,22 @@ func (s *server) tlsFor(what string, a *Address) (*tls.Config, error) {
 		"listen on a unix socket, or say --insecure and let anybody who can connect run steps", what, a)
 }
 
-func (s *server) newGRPC(service *rpc.Server, config *tls.Config) *grpc.Server {
+func (s *server) newGRPC(service *rpc.Server, config *tls.Config, more ...grpc.ServerOption) *grpc.Server {
 	protection := insecure.NewCredentials()
 	if config != nil {
 		protection = credentials.NewTLS(config)
 	}
-	opts := []grpc.ServerOption{
+	opts := append(more,
 		grpc.Creds(protection),
 		grpc.MaxRecvMsgSize(s.opts.MaxRequestBytes),
 		grpc.MaxSendMsgSize(rpc.MaxMessageBytes),
-		grpc.MaxConcurrentStreams(uint32(s.opts.MaxRunning + s.opts.MaxWaiting)),
-		grpc.MaxHeaderListSize(16 << 10),
-		grpc.ConnectionTimeout(10 * time.Second),
+		grpc.MaxHeaderListSize(16<<10),
+		grpc.ConnectionTimeout(10*time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 15 * time.Minute, Time: time.Minute, Timeout: 20 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.ChainUnaryInterceptor(s.unary),
 		grpc.ChainStreamInterceptor(s.stream),
-	}
+	)
 	if t := s.opts.Tracing; t != nil {
 		opts = append(opts, grpc.StatsHandler(otelgrpc.NewServerHandler(
 			otelgrpc.WithTracerProvider(t.provider), otelgrpc.WithPropagators(t.propagator))))
@@ -263,6 +264,9 @@ func (s *server) serve(ctx context.Context) error {
 	return err
 }
 
+// lastWords is how long the answers of cancelled calls have to be sent.
+const lastWords = time.Second
+
 // drain ends everything that serves: in order within the drain time, by force
 // after it.
 func (s *server) drain() {
@@ -291,7 +295,11 @@ func (s *server) drain() {
 			g.Stop()
 		}
 	}
+	// What was cancelled has an answer, which still has to reach the caller.
+	last, cancel := context.WithTimeout(context.Background(), lastWords)
+	defer cancel()
 	for _, w := range s.webs {
+		_ = w.Shutdown(last)
 		_ = w.Close() // closing a listener twice is no news
 	}
 	<-gentle

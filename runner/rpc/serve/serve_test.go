@@ -20,7 +20,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -342,6 +341,9 @@ func TestEveryHTTPAnswerIsAResult(t *testing.T) {
 		{"no work dir", "POST", "/v1/steps/contract-fail", `{}`, nil, 400},
 		{"another content type", "POST", "/v1/steps/contract-fail", `{}`, map[string]string{"Content-Type": "text/plain"}, 415},
 		{"a browser", "POST", "/v1/steps/contract-fail", `{}`, map[string]string{"Origin": "https://evil.example"}, 403},
+		{"too long, and of unknown length", "POST", "/v1/steps/contract-fail", `{"config": {"x": "` + strings.Repeat("x", 1<<16) + `"}}`, map[string]string{"Length": "unknown"}, 413},
+		{"compressed", "POST", "/v1/steps/contract-fail", "\x1f\x8b\x08", map[string]string{"Content-Encoding": "gzip"}, 400},
+		{"a deadline that has passed", "POST", "/v1/steps/contract-wait", `{"context": {"workDir": "WORK"}}`, map[string]string{"Grpc-Timeout": "1n"}, 504},
 		{"too long", "POST", "/v1/steps/contract-fail", `{"config": {"x": "` + strings.Repeat("x", 1<<16) + `"}}`, nil, 413},
 	} {
 		req, err := http.NewRequestWithContext(t.Context(), tc.method, base+tc.path,
@@ -352,6 +354,9 @@ func TestEveryHTTPAnswerIsAResult(t *testing.T) {
 		req.Header.Set("Content-Type", "application/json")
 		for k, v := range tc.header {
 			req.Header.Set(k, v)
+		}
+		if tc.header["Length"] != "" {
+			req.ContentLength = -1
 		}
 		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
@@ -618,35 +623,98 @@ func TestDrainCancelsWhatDoesNotEnd(t *testing.T) {
 	}
 }
 
-func TestFullQueue(t *testing.T) {
-	r := start(t, serve.Options{GRPC: parse(t, "unix:"+filepath.Join(t.TempDir(), "s")), MaxRunning: 1, MaxWaiting: -1})
-	s := subject(r, dial(t, "unix:"+r.addrs["grpc"].String(), insecure.NewCredentials()))
-	sc := s.NewContext(t)
-	fifo := filepath.Join(sc.WorkDir, "started")
-	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
-		t.Fatal(err)
+// TestDrainAnswersOverHTTP: a call that is cancelled in the end is told so.
+func TestDrainAnswersOverHTTP(t *testing.T) {
+	started := make(chan struct{})
+	slow := steps.Registration{Name: "slow", New: func(steps.Capabilities) steps.Runner {
+		return steps.RunnerFunc(func(ctx context.Context, _ *steps.Context) (steps.Result, error) {
+			close(started)
+			<-ctx.Done()
+			return steps.Result{}, ctx.Err()
+		})
+	}}
+	r := start(t, serve.Options{
+		HTTP: parse(t, "127.0.0.1:0"), Insecure: true, Steps: rpc.ServerOptions{Steps: []steps.Registration{slow}}, Drain: time.Millisecond,
+	})
+	body := fmt.Sprintf(`{"context": {"workDir": %q}}`, r.workDir(t))
+	answers := make(chan string, 1)
+	go func() {
+		resp, err := http.Post("http://"+r.addrs["http"].String()+"/v1/steps/slow", "application/json", strings.NewReader(body))
+		if err != nil {
+			answers <- err.Error()
+			return
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		answers <- fmt.Sprint(resp.StatusCode, " ", string(b), " ", err)
+	}()
+	<-started
+	r.stop()
+	if a := <-answers; !strings.Contains(a, `"status":"Errored"`) {
+		t.Errorf("got %s, want an answer", a)
 	}
-	f, err := os.OpenFile(fifo, os.O_RDWR, 0)
+}
+
+// TestFullQueue: one call runs, one waits, and the third is refused at once,
+// over one connection or several.
+func TestFullQueue(t *testing.T) {
+	running, finish := make(chan struct{}, 2), make(chan struct{})
+	hold := steps.Registration{Name: "hold", New: func(steps.Capabilities) steps.Runner {
+		return steps.RunnerFunc(func(ctx context.Context, _ *steps.Context) (steps.Result, error) {
+			running <- struct{}{}
+			select {
+			case <-finish:
+				return steps.Result{Status: steps.Succeeded}, nil
+			case <-ctx.Done():
+				return steps.Result{}, ctx.Err()
+			}
+		})
+	}}
+	r := start(t, serve.Options{
+		GRPC: parse(t, "unix:"+filepath.Join(t.TempDir(), "s")), HTTP: parse(t, "127.0.0.1:0"), Insecure: true, Metrics: parse(t, "127.0.0.1:0"),
+		Steps: rpc.ServerOptions{Steps: []steps.Registration{hold}}, MaxRunning: 1, MaxWaiting: 1,
+	})
+	s := subject(r, dial(t, "unix:"+r.addrs["grpc"].String(), insecure.NewCredentials()))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	ended := make(chan error, 2)
+	for range 2 {
+		runner, sc := s.Lookup(t, "hold").New(steps.Capabilities{}), s.NewContext(t)
+		go func() {
+			_, err := runner.Run(ctx, sc)
+			ended <- err
+		}()
+	}
+	<-running
+	for !strings.Contains(get(t, "http://"+r.addrs["metrics"].String()+"/metrics"), "stepd_steps_waiting 1") {
+		if ctx.Err() != nil {
+			t.Fatal("no second call waits")
+		}
+	}
+	_, err := s.Lookup(t, "contract-log").New(steps.Capabilities{}).Run(ctx, s.NewContext(t))
+	if err == nil || !strings.Contains(err.Error(), "ResourceExhausted") || steps.IsTerminal(err) {
+		t.Errorf("over gRPC: %v, want a retryable refusal", err)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+r.addrs["http"].String()+"/v1/steps/contract-log",
+		strings.NewReader(fmt.Sprintf(`{"context": {"workDir": %q}}`, r.workDir(t))))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	ctx, cancel := context.WithCancel(t.Context())
-	first := s.Lookup(t, "contract-wait").New(steps.Capabilities{})
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		_, _ = first.Run(ctx, sc)
-	}()
-	if _, err := f.Read(make([]byte, 16)); err != nil {
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = s.Lookup(t, "contract-log").New(steps.Capabilities{}).Run(t.Context(), s.NewContext(t))
-	if err == nil || !strings.Contains(err.Error(), "ResourceExhausted") || steps.IsTerminal(err) {
-		t.Errorf("got %v, want a retryable refusal", err)
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusTooManyRequests {
+		t.Errorf("over HTTP: %s, want 429", resp.Status)
 	}
-	cancel()
-	<-ended
+	close(finish)
+	for range 2 {
+		if err := <-ended; err != nil {
+			t.Errorf("a call that had a place: %v", err)
+		}
+	}
 }
 
 // TestCallerThatDoesNotRead: its step is held up no longer than the server lets
