@@ -40,6 +40,9 @@ type cluster struct {
 	workRoot string
 	// argocd is the namespace of Applications; empty without Argo CD.
 	argocd string
+	// restartKargo restarts Kargo's controller, as a crash would; nil if that is
+	// not the stand-in.
+	restartKargo func()
 
 	closers []func()
 }
@@ -166,22 +169,9 @@ func (c *cluster) apiserver(ctx context.Context, dir, crds string) (sidecar, web
 // standIn starts the stand-ins for Kargo's controller and webhook. The latter
 // is registered as Kargo's is.
 func (c *cluster) standIn(config *rest.Config) (stop func(), err error) {
-	ctx, cancel := context.WithCancel(context.Background())
 	hook, err := serveTLS(standin.Admission(c.client), "127.0.0.1:0")
 	if err != nil {
-		cancel()
 		return nil, err
-	}
-	ended := make(chan error, 1)
-	go func() {
-		ended <- standin.Run(ctx, config, standin.Options{TempDir: c.workRoot, Requeue: soon})
-	}()
-	stop = func() {
-		cancel()
-		if err := <-ended; err != nil {
-			fmt.Fprintln(os.Stderr, "the stand-in for Kargo's controller:", err)
-		}
-		hook.Close()
 	}
 	registration := kind("admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration", "", "kargo")
 	registration.Object["webhooks"] = []any{map[string]any{
@@ -192,11 +182,36 @@ func (c *cluster) standIn(config *rest.Config) (stop func(), err error) {
 			"operations": []any{"CREATE", "UPDATE"},
 		}},
 	}}
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
 	if err := c.client.Create(ctx, registration); err != nil {
-		stop()
+		hook.Close()
 		return nil, fmt.Errorf("cannot register Kargo's webhook: %w", err)
 	}
-	return stop, nil
+	end := c.runController(config)
+	c.restartKargo = func() {
+		end()
+		end = c.runController(config)
+	}
+	return func() {
+		end()
+		hook.Close()
+	}, nil
+}
+
+// runController runs the stand-in for Kargo's controller until end is called.
+func (c *cluster) runController(config *rest.Config) (end func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- standin.Run(ctx, config, standin.Options{TempDir: c.workRoot, Requeue: soon})
+	}()
+	return func() {
+		cancel()
+		if err := <-ended; err != nil {
+			fmt.Fprintln(os.Stderr, "the stand-in for Kargo's controller:", err)
+		}
+	}
 }
 
 // soon asks again far sooner than Kargo, which never does within 10 s.
@@ -206,23 +221,35 @@ func soon(asked *time.Duration) time.Duration {
 
 // apply creates all objects in a file.
 func (c *cluster) apply(ctx context.Context, file string) error {
-	text, err := os.ReadFile(file)
+	list, err := objects(file)
 	if err != nil {
 		return err
 	}
-	for _, doc := range documents(string(text)) {
-		u := &unstructured.Unstructured{}
-		if err := yaml.Unmarshal([]byte(doc), &u.Object); err != nil {
-			return fmt.Errorf("%s: %w", file, err)
-		}
-		if len(u.Object) == 0 {
-			continue
-		}
+	for _, u := range list {
 		if err := c.client.Create(ctx, u); err != nil {
 			return fmt.Errorf("cannot apply %s: %w", file, err)
 		}
 	}
 	return nil
+}
+
+// objects reads all objects in a file.
+func objects(file string) ([]*unstructured.Unstructured, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	var list []*unstructured.Unstructured
+	for _, doc := range documents(string(text)) {
+		u := &unstructured.Unstructured{}
+		if err := yaml.Unmarshal([]byte(doc), &u.Object); err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		if len(u.Object) > 0 {
+			list = append(list, u)
+		}
+	}
+	return list, nil
 }
 
 // established waits until every kind that was defined is served.

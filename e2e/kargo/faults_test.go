@@ -308,3 +308,21 @@ func TestUpgradeAndKeyRotation(t *testing.T) {
 	}
 	p.oneCommitEach(t, before, after)
 }
+
+// TestControllerRestarted ends Kargo's controller while a step pushes. It stored
+// nothing of the pass, so it starts at the step that it stored last: here the
+// first, in a work dir where everything has been done before.
+func TestControllerRestarted(t *testing.T) {
+	p := newProject(t)
+	if p.restartKargo == nil {
+		t.Skip("Kargo's controller is not the suite's to restart")
+	}
+	p.stage(t, "prd-us", p.deploys(sandbox.RegionUS, nil))
+	held := p.holdPush(t, afterPush)
+	promotion := p.promote(t, "prd-us")
+	held.wait(t, p, promotion)
+	p.restartKargo()
+	held.open()
+	p.succeed(t, promotion)
+	p.oneCommitEach(t, promotion)
+}

@@ -26,7 +26,6 @@ import (
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/yaml"
 
 	"github.com/stepd/stepd/e2e/process"
 	"github.com/stepd/stepd/e2e/tools"
@@ -91,7 +90,17 @@ func startStepd(ctx context.Context, c client.Client, o stepdOptions) (_ *stepd,
 	if err := s.startSidecar(ctx); err != nil {
 		return nil, err
 	}
-	return s, s.register(ctx)
+	if err := s.register(ctx); err != nil {
+		return nil, err
+	}
+	s.closers = append(s.closers, func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := s.unregister(ctx); err != nil {
+			fmt.Fprintln(os.Stderr, "cannot remove the webhook configurations:", err)
+		}
+	})
+	return s, nil
 }
 
 func (s *stepd) path(elem ...string) string {
@@ -119,7 +128,8 @@ func (s *stepd) command(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// startWebhook starts the webhook and waits until the API server could call it.
+// startWebhook starts the webhook, with certificate and key from files, and
+// waits until the API server could call it.
 func (s *stepd) startWebhook(ctx context.Context) (err error) {
 	s.webhook, err = process.Start("stepd webhook", s.command(ctx, "webhook",
 		"--listen", net.JoinHostPort(s.webhookHost, s.webhookPort), "--sidecar-url", s.front.srv.URL,
@@ -128,14 +138,19 @@ func (s *stepd) startWebhook(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	return s.webhook.Ready(ctx, func(ctx context.Context) error {
+	return s.webhook.Ready(ctx, listening(net.JoinHostPort(s.webhookHost, s.webhookPort)))
+}
+
+// listening is a check for process.Ready: somebody speaks TLS there.
+func listening(address string) func(context.Context) error {
+	return func(ctx context.Context) error {
 		d := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}} //nolint:gosec // is anybody there?
-		conn, err := d.DialContext(ctx, "tcp", net.JoinHostPort(s.webhookHost, s.webhookPort))
+		conn, err := d.DialContext(ctx, "tcp", address)
 		if err != nil {
 			return err
 		}
 		return conn.Close()
-	})
+	}
 }
 
 // startSidecar starts the sidecar, waits for it, and sends requests there.
@@ -171,40 +186,60 @@ func (s *stepd) startSidecar(ctx context.Context) error {
 // at the address where it runs. They must not be there before: the suite
 // would remove what somebody else needs.
 func (s *stepd) register(ctx context.Context) error {
-	root, err := tools.Checkout()
-	if err != nil {
-		return err
-	}
-	text, err := os.ReadFile(filepath.Join(root, "kargo", "admission", "testdata", "webhook-configurations.yaml"))
-	if err != nil {
-		return err
-	}
 	certificate, err := os.ReadFile(s.path("webhook.crt"))
 	if err != nil {
 		return err
 	}
-	for _, doc := range documents(string(text)) {
-		u := &unstructured.Unstructured{}
-		if err := yaml.Unmarshal([]byte(doc), &u.Object); err != nil {
-			return err
+	configurations, err := s.configurations(s.webhookURL)
+	if err != nil {
+		return err
+	}
+	for _, u := range configurations {
+		for _, w := range u.Object["webhooks"].([]any) {
+			w.(map[string]any)["clientConfig"].(map[string]any)["caBundle"] = base64Text(certificate)
 		}
-		webhooks, _, _ := unstructured.NestedSlice(u.Object, "webhooks")
-		for _, w := range webhooks {
-			w := w.(map[string]any)
-			path, _, _ := unstructured.NestedString(w, "clientConfig", "service", "path")
-			w["clientConfig"] = map[string]any{"url": s.webhookURL + path, "caBundle": base64Text(certificate)}
-		}
-		u.Object["webhooks"] = webhooks
 		if err := s.client.Create(ctx, u); err != nil {
 			return fmt.Errorf("cannot register the webhook: %w", err)
 		}
-		s.closers = append(s.closers, func() {
-			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-			defer cancel()
-			_ = s.client.Delete(ctx, u)
-		})
 	}
 	return nil
+}
+
+// unregister takes them away again.
+func (s *stepd) unregister(ctx context.Context) error {
+	configurations, err := s.configurations(s.webhookURL)
+	if err != nil {
+		return err
+	}
+	for _, u := range configurations {
+		err = errors.Join(err, client.IgnoreNotFound(s.client.Delete(ctx, u)))
+	}
+	return err
+}
+
+// configurations are the webhook configurations that are installed, for a
+// webhook at a URL instead of a Service.
+func (s *stepd) configurations(at string) ([]*unstructured.Unstructured, error) {
+	file, err := example("kargo", "webhook", "admission.yaml")
+	if err != nil {
+		return nil, err
+	}
+	list, err := objects(file)
+	for _, u := range list {
+		webhooks, _ := u.Object["webhooks"].([]any)
+		for _, w := range webhooks {
+			w, _ := w.(map[string]any)
+			path, _, _ := unstructured.NestedString(w, "clientConfig", "service", "path")
+			w["clientConfig"] = map[string]any{"url": at + path}
+		}
+	}
+	return list, err
+}
+
+// example is a file of the examples.
+func example(elem ...string) (string, error) {
+	root, err := tools.Checkout()
+	return filepath.Join(append([]string{root, "examples"}, elem...)...), err
 }
 
 // newSigningKey makes the webhook's key and adds the public one, by name, to

@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os/exec"
@@ -75,22 +76,26 @@ func (p *Process) Ready(ctx context.Context, check func(context.Context) error) 
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
+	var why error
 	for {
 		err := check(ctx)
-		if err == nil {
+		switch {
+		case err == nil:
 			return nil
+		case why == nil || ctx.Err() == nil: // not that time was up while asking
+			why = err
 		}
 		select {
 		case <-tick.C:
 		case <-p.exited:
 			return fmt.Errorf("%s ended: %w\n%s", p.name, p.err, p.log)
 		case <-ctx.Done():
-			return fmt.Errorf("%s is not ready: %w\n%s", p.name, err, p.log)
+			return fmt.Errorf("%s is not ready: %w\n%s", p.name, why, p.log)
 		}
 	}
 }
 
-// OK is a check for Ready: url answers 200. A nil client is the default one.
+// OK is a check for Ready: url answers 2xx. A nil client is the default one.
 func OK(client *http.Client, url string) func(context.Context) error {
 	if client == nil {
 		client = http.DefaultClient
@@ -104,9 +109,10 @@ func OK(client *http.Client, url string) func(context.Context) error {
 		if err != nil {
 			return err
 		}
-		_ = resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			return fmt.Errorf("%s answers %s", url, resp.Status)
+		defer resp.Body.Close() //nolint:errcheck // read only
+		if resp.StatusCode/100 != 2 {
+			why, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+			return fmt.Errorf("%s answers %s: %s", url, resp.Status, why)
 		}
 		return nil
 	}
