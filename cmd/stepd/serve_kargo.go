@@ -57,7 +57,7 @@ func (f *kargoFlags) add(fl *pflag.FlagSet) {
 	fl.StringVar(&f.kubeconfig, "kubeconfig", "", "with --kargo: how to reach the cluster (default: as the pod that it runs in)")
 	fl.StringVar(&f.sharedNamespace, "shared-namespace", envOr("SHARED_RESOURCES_NAMESPACE", runner.DefaultSharedNamespace), "with --kargo: namespace of Kargo's shared credentials")
 	fl.StringVar(&f.systemNamespace, "system-namespace", envOr("SYSTEM_RESOURCES_NAMESPACE", defaultSystemNamespace), "with --kargo: namespace of the Secret with the git signing key that the ClusterConfig names")
-	fl.StringVar(&f.uiBaseURL, "ui-base-url", os.Getenv("UI_BASE_URL"), "with --kargo: base URL of Kargo's UI")
+	fl.StringVar(&f.uiBaseURL, "ui-base-url", "", "with --kargo: base URL of Kargo's UI")
 }
 
 func envOr(name, fallback string) string {

@@ -179,9 +179,12 @@ func (s *Server) attempt(ctx context.Context, op *operation, step steps.Runner, 
 		// Native Kargo ends the step at once, without counting an error.
 		return runner.Settlement{Done: true, Status: steps.Errored, Err: err, ErrorCount: op.errors,
 			Message: "failed to build step context: failed to get step config: " + errors.Unwrap(err).Error()}, steps.Result{}, nil
+	case errors.Is(err, cluster.ErrForbidden), errors.Is(err, errUnreadable):
+		return runner.Settlement{Done: true, Status: steps.Errored, Message: err.Error(), Err: err, ErrorCount: op.errors}, steps.Result{}, nil
 	case err != nil:
 		// The API server, not the step: no error of the step's is counted.
-		return runner.Settlement{Status: steps.Running, Message: "cannot ask the API server yet", ErrorCount: op.errors}, steps.Result{RetryAfter: new(time.Second)}, nil
+		return runner.Settlement{Status: steps.Running, Message: "the sidecar cannot ask the API server yet: " + err.Error(), ErrorCount: op.errors},
+			steps.Result{RetryAfter: new(time.Second)}, nil
 	}
 	s.say(op, "the step runs")
 	begin := time.Now()
@@ -203,6 +206,9 @@ func (s *Server) attempt(ctx context.Context, op *operation, step steps.Runner, 
 	return settled, result, nil
 }
 
+// errUnreadable says that asking again would give the same.
+var errUnreadable = errors.New("the Promotion cannot be understood")
+
 // context is what the step is told. All but its config is the API server's.
 func (s *Server) context(ctx context.Context, op *operation) (*steps.Context, error) {
 	p := op.promotion
@@ -221,7 +227,7 @@ func (s *Server) context(ctx context.Context, op *operation) (*steps.Context, er
 	}
 	if len(p.Status.State) > 0 {
 		if err := json.Unmarshal(p.Status.State, &sc.SharedState); err != nil {
-			return nil, fmt.Errorf("cannot read the Promotion's state: %w", err)
+			return nil, fmt.Errorf("%w: its state: %w", errUnreadable, err)
 		}
 	}
 	stage, err := s.Cluster.Stage(ctx, p.Namespace, p.Spec.Stage)
@@ -233,12 +239,14 @@ func (s *Server) context(ctx context.Context, op *operation) (*steps.Context, er
 	case !isGone(err):
 		return nil, err
 	}
-	freight, err := s.Cluster.Freight(ctx, p.Namespace, p.Spec.Freight)
-	switch {
-	case err == nil:
-		sc.TargetFreightRef, sc.TargetFreightAlias = freight.Reference(), freight.Alias
-	case !isGone(err):
-		return nil, err
+	if p.Spec.Freight != "" {
+		freight, err := s.Cluster.Freight(ctx, p.Namespace, p.Spec.Freight)
+		switch {
+		case err == nil:
+			sc.TargetFreightRef, sc.TargetFreightAlias = freight.Reference(), freight.Alias
+		case !isGone(err):
+			return nil, err
+		}
 	}
 	if p.Status.Freight != nil {
 		sc.TargetFreightRef = *p.Status.Freight

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/stepd/stepd/internal/gitrepo"
+	"github.com/stepd/stepd/kargo/cluster"
 	"github.com/stepd/stepd/kargo/sidecar"
 	"github.com/stepd/stepd/kargo/wire"
 	"github.com/stepd/stepd/runner/kargoapi"
@@ -536,6 +537,52 @@ func TestConfigs(t *testing.T) {
 			t.Errorf("%s: %s: %s", tc.reason, a.Status, a.Message)
 		}
 	}
+}
+
+// TestAPIServerInBetween: what is known of a Promotion is read when its step
+// runs. An API server that does not answer is waited for; what it will not say
+// tomorrow either, is not.
+func TestAPIServerInBetween(t *testing.T) {
+	for _, tc := range []struct {
+		reason string
+		stage  error
+		change func(p *promotion)
+		status steps.Status
+		says   string
+	}{
+		{"control: there is no Stage any more", cluster.ErrNotFound, nil, steps.Succeeded, "ran"},
+		{"control: no Freight is named", cluster.ErrNotFound, func(p *promotion) {
+			p.change(func(o *kargoapi.Promotion) { o.Spec.Freight = "" })
+		}, steps.Succeeded, "ran"},
+		{"it does not answer", errors.New("down"), nil, steps.Running, "cannot ask the API server yet: down"},
+		{"it does not allow it", &cluster.StatusError{Code: 403, Message: "no"}, nil, steps.Errored, "403"},
+		{"the state is no object", cluster.ErrNotFound, func(p *promotion) {
+			p.change(func(o *kargoapi.Promotion) { o.Status.State = []byte(`[1]`) })
+		}, steps.Errored, "its state"},
+	} {
+		t.Run(tc.reason, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, b *bench) {
+				b.opts.Cluster = stagelessCluster{b.cluster, tc.stage}
+				b.restart()
+				p := b.promote("acme", "p1")
+				if tc.change != nil {
+					tc.change(p)
+				}
+				if a := p.post(); a.Status != tc.status || !strings.Contains(a.Message, tc.says) {
+					t.Errorf("answered %s: %s", a.Status, a.Message)
+				}
+			})
+		})
+	}
+}
+
+type stagelessCluster struct {
+	*memoryCluster
+	err error
+}
+
+func (c stagelessCluster) Stage(context.Context, string, string) (*kargoapi.Stage, error) {
+	return nil, c.err
 }
 
 func TestPending(t *testing.T) {
