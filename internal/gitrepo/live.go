@@ -126,14 +126,12 @@ func (r *liveRemote) Push(ctx context.Context, p Push) error {
 		return r.remote.Push(ctx, p)
 	}
 	// Old blobs are only needed to show the diff. They are read while the server
-	// works on the push; that goes first, over the connection that is open.
+	// works on the push; that goes first, over the connection that is open. Over
+	// SSH, where a session's end may be the connection's, they are read after it.
 	reading, stop := context.WithCancel(ctx)
 	defer stop()
 	sent := make(chan struct{})
 	markSent := sync.OnceFunc(func() { close(sent) })
-	if _, ok := r.wire.(*httpWire); !ok {
-		markSent() // an SSH connection carries both
-	}
 	diffs := make(chan []string, 1)
 	go func() {
 		texts := make([]string, len(p.Commits))

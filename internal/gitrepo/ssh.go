@@ -161,16 +161,9 @@ func (s *sshSession) Read(p []byte) (int, error) {
 }
 
 func (w *sshWire) start(ctx context.Context, service string, v2 bool) (*sshSession, error) {
-	client, err := w.connect(ctx)
+	client, session, release, err := w.open(ctx)
 	if err != nil {
 		return nil, err
-	}
-	release := func() { w.release(client) }
-	session, err := client.NewSession()
-	if err != nil {
-		w.drop(client)
-		release()
-		return nil, fmt.Errorf("cannot open an SSH session: %w", err)
 	}
 	s := &sshSession{session: session, stderr: &capped{}, release: release}
 	// ssh.Session knows no context: closing the connection ends any wait.
@@ -191,17 +184,69 @@ func (w *sshWire) start(ctx context.Context, service string, v2 bool) (*sshSessi
 	return s, nil
 }
 
-// connect returns the shared connection, dialing when there is none.
-func (w *sshWire) connect(ctx context.Context) (*ssh.Client, error) {
+// open opens a session on the shared connection. A server may have closed that
+// after the session before, or allow no second session beside one that runs:
+// then it gets a connection of its own. The caller calls release at the end.
+func (w *sshWire) open(ctx context.Context) (client *ssh.Client, session *ssh.Session, release func(), err error) {
+	for {
+		client, fresh, err := w.connect(ctx)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		session, err := client.NewSession()
+		if err == nil {
+			return client, session, func() { w.release(client) }, nil
+		}
+		var full *ssh.OpenChannelError
+		if errors.As(err, &full) && !fresh {
+			w.release(client)
+			break
+		}
+		w.drop(client)
+		w.release(client)
+		if fresh || ctx.Err() != nil {
+			return nil, nil, nil, fmt.Errorf("cannot open an SSH session: %w", err)
+		}
+	}
+	if client, err = w.dial(ctx); err != nil {
+		return nil, nil, nil, err
+	}
+	if session, err = client.NewSession(); err != nil {
+		_ = client.Close()
+		return nil, nil, nil, fmt.Errorf("cannot open an SSH session: %w", err)
+	}
+	return client, session, func() { _ = client.Close() }, nil
+}
+
+// connect returns the shared connection, dialing when there is none: then it is
+// fresh.
+func (w *sshWire) connect(ctx context.Context) (client *ssh.Client, fresh bool, err error) {
 	w.mu.Lock()
 	if w.client != nil {
 		defer w.mu.Unlock()
 		w.uses++
 		w.idle.Stop()
-		return w.client, nil
+		return w.client, false, nil
 	}
 	w.mu.Unlock()
+	if client, err = w.dial(ctx); err != nil {
+		return nil, false, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.client != nil { // somebody else was faster
+		_ = client.Close()
+		w.uses++
+		w.idle.Stop()
+		return w.client, false, nil
+	}
+	w.client, w.uses = client, 1
+	w.idle = time.AfterFunc(sshIdle, func() { w.closeIdle(client) })
+	w.idle.Stop()
+	return client, true, nil
+}
 
+func (w *sshWire) dial(ctx context.Context) (*ssh.Client, error) {
 	d := net.Dialer{Timeout: w.config.Timeout}
 	conn, err := d.DialContext(ctx, "tcp", w.addr)
 	if err != nil {
@@ -225,20 +270,7 @@ func (w *sshWire) connect(ctx context.Context) (*ssh.Client, error) {
 		return nil, fmt.Errorf("cannot open an SSH connection: %w", err)
 	}
 	_ = conn.SetDeadline(time.Time{})
-	client := ssh.NewClient(c, chans, reqs)
-
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.client != nil { // somebody else was faster
-		_ = client.Close()
-		w.uses++
-		w.idle.Stop()
-		return w.client, nil
-	}
-	w.client, w.uses = client, 1
-	w.idle = time.AfterFunc(sshIdle, func() { w.closeIdle(client) })
-	w.idle.Stop()
-	return client, nil
+	return ssh.NewClient(c, chans, reqs), nil
 }
 
 func (w *sshWire) release(client *ssh.Client) {

@@ -12,11 +12,13 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/knownhosts"
 
+	"github.com/stepd/stepd/internal/effects"
 	"github.com/stepd/stepd/internal/gitrepo/gittest"
 )
 
@@ -26,6 +28,8 @@ type sshServer struct {
 	hostKey    ssh.PublicKey
 	userKey    []byte // the private key that is let in
 	takesEnv   bool   // as with AcceptEnv GIT_PROTOCOL
+	alone      bool   // no session beside one that runs
+	open       []io.Closer
 	mu         sync.Mutex
 	commands   []string
 	connection int
@@ -88,14 +92,24 @@ func (s *sshServer) serve(conn net.Conn, cfg *ssh.ServerConfig) {
 	defer c.Close()
 	s.mu.Lock()
 	s.connection++
+	s.open = append(s.open, c)
 	s.mu.Unlock()
 	go ssh.DiscardRequests(reqs)
+	var running atomic.Int32
 	for nc := range chans {
+		if s.alone && running.Load() > 0 {
+			_ = nc.Reject(ssh.ResourceShortage, "one session at a time")
+			continue
+		}
 		ch, requests, err := nc.Accept()
 		if err != nil {
 			return
 		}
-		go s.session(ch, requests)
+		running.Add(1)
+		go func() {
+			s.session(ch, requests)
+			running.Add(-1)
+		}()
 	}
 }
 
@@ -187,6 +201,40 @@ func TestCommitOverSSH(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A server that allows one session at a time gets more connections, and one that
+// has closed an idle connection a new one.
+func TestSSHSessionLimits(t *testing.T) {
+	g := gittest.New(t)
+	g.MustCreate(t, "r.git")
+	g.MustCommit(t, "r.git", "one", map[string]string{"a/b/c.yaml": "1\n", "z": "1\n"})
+	s := startSSH(t, true)
+	s.alone = true
+	live := NewLive(LiveOptions{KnownHosts: []string{s.knownHosts(t, s.hostKey)}, Log: &effects.Log{}})
+	r, err := live.Dial(t.Context(), Target{URL: "ssh://git@" + s.addr + g.Dir("r.git"), Credentials: Credentials{SSHPrivateKey: s.userKey}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	commitOnce(t, r, file("a/b/c.yaml", "2\n"))
+	var wg sync.WaitGroup
+	for range 8 { // at the same time
+		wg.Go(func() {
+			if _, err := r.Refs(t.Context(), "main"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	s.mu.Lock()
+	for _, c := range s.open {
+		_ = c.Close()
+	}
+	s.mu.Unlock()
+	if _, err := r.Refs(t.Context(), "main"); err != nil {
+		t.Error(err)
+	}
+	g.Fsck(t, "r.git")
 }
 
 func TestSSHRefusals(t *testing.T) {
