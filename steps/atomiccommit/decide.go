@@ -183,6 +183,13 @@ func (o *owner) tryPlan(ctx context.Context, p *plan, batch []*job) (stale bool,
 			if v.out != nil {
 				o.settled(j)
 			}
+			if v.out != nil && !v.out.found {
+				// Run again, it must not undo what others did since.
+				j.startFrom(o, trees)
+				if err := o.saveIntent(j); err != nil {
+					return false, err
+				}
+			}
 			j.finish(v.out, v.err)
 		}
 	}
@@ -358,18 +365,18 @@ func (o *owner) saveIntents(ctx context.Context, p *plan) error {
 	g, _ := errgroup.WithContext(ctx)
 	g.SetLimit(8)
 	for _, j := range p.jobs {
-		if j.intentSaved {
-			continue
-		}
-		g.Go(func() error {
-			if err := o.intents.save(j.change, *j.intent); err != nil {
-				return err
-			}
-			j.intentSaved = true
-			return nil
-		})
+		g.Go(func() error { return o.saveIntent(j) })
 	}
 	return g.Wait()
+}
+
+func (o *owner) saveIntent(j *job) error {
+	if j.intentSaved {
+		return nil
+	}
+	err := o.intents.save(j.change, *j.intent)
+	j.intentSaved = err == nil
+	return err
 }
 
 // verdict is what is to become of a job on a tip.
@@ -558,11 +565,15 @@ func (o *owner) madeBefore(j *job) (time.Time, bool) {
 // it is taken anew whenever the branch turns out to have moved.
 func (j *job) prepare(o *owner, trees *gitrepo.Trees) {
 	firstContact := o.readAt.After(j.submitted)
-	if j.intent != nil && (!j.intent.provisional || !firstContact) {
-		return
+	if j.intent == nil || j.intent.provisional && firstContact {
+		j.startFrom(o, trees)
 	}
+}
+
+// startFrom gives a job an intent whose base is the known tip.
+func (j *job) startFrom(o *owner, trees *gitrepo.Trees) {
 	in := &intent{
-		when: o.Clock().UTC().Truncate(time.Second), provisional: !firstContact, change: j.change,
+		when: o.Clock().UTC().Truncate(time.Second), provisional: !o.readAt.After(j.submitted), change: j.change,
 		base: base{commit: o.tip.start, entries: map[string]gitrepo.Entry{}},
 	}
 	if j.intent != nil {
