@@ -494,7 +494,9 @@ func TestKilledAtRandomMoments(t *testing.T) {
 	deaths := moments - killed["too late"]
 	t.Logf("%d moments, %d processes killed: %d before the push reached the server, %d during it, %d after its answer; %d retries found the commit, %d made it; exactly one commit each time",
 		moments, deaths, killed["before"], killed["during"], killed["after"], found, deaths-found)
-	if killed["before"] == 0 || killed["during"] == 0 || found == 0 || found == deaths {
+	// Few moments may miss a part; with the race detector a process lingers for
+	// a second at its end, where most of them then are.
+	if moments == 200 && (killed["before"] == 0 || killed["during"] == 0 || found == 0 || found == deaths) {
 		t.Error("the moments do not cover the run")
 	}
 	b.check()

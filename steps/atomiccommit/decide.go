@@ -187,7 +187,7 @@ func (o *owner) tryPlan(ctx context.Context, p *plan, batch []*job) (stale bool,
 				// Run again, it must not undo what others did since.
 				j.startFrom(o, trees)
 				if err := o.saveIntent(j); err != nil {
-					return false, err
+					j.log.Warn("nothing was to change, but that cannot be recorded", "error", err)
 				}
 			}
 			j.finish(v.out, v.err)
