@@ -96,6 +96,7 @@ func TestAuthority(t *testing.T) {
 			public, _, _ := ed25519.GenerateKey(nil)
 			w.keys = []ed25519.PublicKey{public}
 		}, 401, steps.Failed, "unknown key"},
+		{"the keys cannot be read now", func(w *world) { w.noKeys = errors.New("no directory") }, 200, steps.Running, "public keys"},
 		{"control: a token of the previous key, besides a new one", func(w *world) {
 			public, _, _ := ed25519.GenerateKey(nil)
 			w.keys = append([]ed25519.PublicKey{public}, w.keys...)
@@ -181,6 +182,8 @@ func TestAuthority(t *testing.T) {
 			delete(w.cluster.secrets, "acme/"+wire.ProjectKeySecret)
 			w.r.Header.Set(wire.HeaderProjectKey, "")
 		}, 403, steps.Failed, "kubectl"},
+		{"the sidecar may not read the key", func(w *world) { w.cluster.noSecrets = &cluster.StatusError{Code: 403} }, 403, steps.Failed, "service account"},
+		{"the key cannot be read now", func(w *world) { w.cluster.noSecrets = errors.New("down") }, 200, steps.Running, "project's key yet"},
 		{"the key was changed since", func(w *world) {
 			w.cluster.secrets["acme/"+wire.ProjectKeySecret] = kargoapi.Secret{Data: map[string][]byte{"key": []byte(strings.Repeat("n", 32))}}
 		}, 403, steps.Failed, "key of project"},

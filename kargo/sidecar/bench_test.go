@@ -39,6 +39,7 @@ type memoryCluster struct {
 	events     map[string]cluster.Event // by what makes them one
 	reads      int                      // of Promotions
 	down       error                    // what every call answers, if not nil
+	noSecrets  error                    // what every call for a Secret answers, if not nil
 }
 
 func read[T any](c *memoryCluster, from map[string]T, namespace, name string) (*T, error) {
@@ -75,6 +76,9 @@ func (c *memoryCluster) Freight(_ context.Context, namespace, name string) (*kar
 }
 
 func (c *memoryCluster) Secret(_ context.Context, namespace, name string) (*kargoapi.Secret, error) {
+	if c.noSecrets != nil {
+		return nil, c.noSecrets
+	}
 	return read(c, c.secrets, namespace, name)
 }
 
@@ -116,6 +120,7 @@ type bench struct {
 	edges   sidecar.Edges
 	key     ed25519.PrivateKey
 	keys    []ed25519.PublicKey
+	noKeys  error
 
 	mu   sync.Mutex
 	step func(ctx context.Context, sc *steps.Context) (steps.Result, error)
@@ -161,7 +166,7 @@ func newBench(t testing.TB, change ...func(*sidecar.Options)) *bench {
 		return steps.Result{Status: steps.Succeeded, Message: "ran"}, nil
 	}
 	b.opts = sidecar.Options{
-		Cluster: b.cluster, Keys: func() ([]ed25519.PublicKey, error) { return b.keys, nil },
+		Cluster: b.cluster, Keys: func() ([]ed25519.PublicKey, error) { return b.keys, b.noKeys },
 		WorkRoot: root, StateDir: filepath.Join(root, "stepd"), Ledger: b.ledger,
 		Log: slog.New(slog.NewTextHandler(b.log, &slog.HandlerOptions{Level: slog.LevelDebug})), Version: "test",
 		Steps: func(e sidecar.Edges) ([]steps.Registration, error) {

@@ -211,6 +211,33 @@ func (b *bench) stored() []string {
 	return files
 }
 
+// TestNoPlaceForAnswers: an answer that cannot be kept is given all the same.
+// What Kargo does not hear then is done again.
+func TestNoPlaceForAnswers(t *testing.T) {
+	b := newBench(t)
+	if err := os.RemoveAll(filepath.Join(b.opts.StateDir, "operations")); err != nil {
+		t.Fatal(err)
+	}
+	p := b.promote("acme", "p1")
+	for range 2 {
+		if a := p.post(); a.Status != steps.Succeeded {
+			t.Errorf("answered %s: %s", a.Status, a.Message)
+		}
+	}
+	if n := b.attempts(); n != 2 || !strings.Contains(b.log.String(), "cannot keep an answer") {
+		t.Errorf("%d attempts; log: %s", n, b.log)
+	}
+	// Nor is one that says it wrote a file which is not there.
+	b.restart()
+	b.does(func(context.Context, *steps.Context) (steps.Result, error) {
+		return steps.Result{Status: steps.Succeeded, Output: map[string]any{"path": "../elsewhere"}}, nil
+	})
+	q := b.promote("acme", "p2")
+	if q.post(); len(b.stored()) != 0 {
+		t.Errorf("kept %v", b.stored())
+	}
+}
+
 func TestErrorCountsGoUp(t *testing.T) {
 	inBubble(t, func(t *testing.T, b *bench) {
 		step := newSlow()
