@@ -44,6 +44,9 @@ func (m *mutator) judge(_ context.Context, req *admissionv1.AdmissionRequest) ve
 	if object.Metadata.Namespace != req.Namespace {
 		return deny(http.StatusBadRequest, "the Promotion says that its namespace is %q, the request that it is %q", object.Metadata.Namespace, req.Namespace)
 	}
+	if no := tooMany(m.ours(object.Spec.Steps)); no != nil {
+		return *no
+	}
 	rewriter := m.rewriter
 	if rewriter.Key, err = m.keys.SigningKey(); err != nil {
 		return fail(http.StatusServiceUnavailable, "stepd webhook cannot sign the steps: %v; try again in a minute", err)
@@ -66,6 +69,23 @@ func (m *mutator) judge(_ context.Context, req *admissionv1.AdmissionRequest) ve
 	out := verdict{outcome: outcomeRewritten, rewritten: len(patch)}
 	if out.patch, err = json.Marshal(patch); err != nil {
 		return fail(http.StatusInternalServerError, "stepd webhook cannot write its patch: %v", err)
+	}
+	return out
+}
+
+// ours returns the steps that are to be rewritten.
+func (m *mutator) ours(steps []json.RawMessage) []json.RawMessage {
+	var out []json.RawMessage
+	for _, step := range steps {
+		var name struct {
+			Uses string `json:"uses"`
+		}
+		if kjson.UnmarshalCaseSensitivePreserveInts(step, &name) != nil {
+			continue // Rewrite says what is wrong with it
+		}
+		if _, ok := m.rewriter.Kinds[name.Uses]; ok {
+			out = append(out, step)
+		}
 	}
 	return out
 }

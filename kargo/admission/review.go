@@ -27,13 +27,34 @@ import (
 // two objects.
 const (
 	maxReviewBytes   = 4 << 20
-	maxRunning       = 8
+	maxRunning       = 4
 	readDeadline     = 5 * time.Second
 	defaultDeadline  = 10 * time.Second // that of admissionregistration.k8s.io/v1
 	maximalDeadline  = 30 * time.Second // the most the API server allows
 	answerBefore     = 500 * time.Millisecond
 	maxMessageLength = 8 << 10
 )
+
+// Limits of the steps to judge in one object. More of them, rewritten, would be
+// more than etcd stores; and what they are bounds what judging them takes.
+const (
+	maxOwnSteps = 400
+	maxOwnBytes = 512 << 10
+)
+
+// tooMany refuses steps of ours beyond the limits, nil for fewer.
+func tooMany(ours []json.RawMessage) *verdict {
+	size := 0
+	for _, step := range ours {
+		size += len(step)
+	}
+	if len(ours) <= maxOwnSteps && size <= maxOwnBytes {
+		return nil
+	}
+	v := deny(http.StatusUnprocessableEntity, "there are %d steps of stepd's with %d KiB: more than %d, or %d KiB, are not accepted in one object",
+		len(ours), size>>10, maxOwnSteps, maxOwnBytes>>10)
+	return &v
+}
 
 // Outcomes of a review, as logs and metrics call them.
 const (

@@ -321,6 +321,46 @@ func TestMalformedReviews(t *testing.T) {
 	}
 }
 
+func TestTooMany(t *testing.T) {
+	h := testServer(t).reviews()
+	one := `{"uses":"config-apply","as":"a%d","config":{"inPath":"a","outPath":"b"}}`
+	for name, tc := range map[string]struct {
+		reason string
+		steps  func() string
+		want   bool // allowed
+	}{
+		"many":           {"as many as are accepted", func() string { return numbered(one, maxOwnSteps) }, true},
+		"too many":       {"the Promotion could not be stored", func() string { return numbered(one, maxOwnSteps+1) }, false},
+		"many of others": {"other people's steps are not judged", func() string { return numbered(`{"uses":"copy","as":"a%d"}`, maxOwnSteps+1) }, true},
+		"too long": {"judging it would take long", func() string {
+			return numbered(strings.Replace(one, `"a"`, `"`+strings.Repeat("a", maxOwnBytes)+`"`, 1), 1)
+		}, false},
+		"long and of others'": {"it is not judged", func() string {
+			return numbered(`{"uses":"copy","as":"a%d","config":{"a":"`+strings.Repeat("a", maxOwnBytes)+`"}}`, 1)
+		}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for path, resource := range map[string]string{MutatePath: "promotions", ValidatePath: "promotiontasks"} {
+				object := `{"metadata":{"name":"p","namespace":"acme"},"spec":{"steps":[` + tc.steps() + `]}}`
+				_, out, text := post(t, h, path, review(t, admissionv1.Create, resource, object, ""))
+				if out.Response == nil || out.Response.Allowed != tc.want {
+					t.Errorf("%s, at %s: %.500s", tc.reason, path, text)
+				} else if !tc.want && !strings.Contains(out.Response.Result.Message, "are not accepted in one object") {
+					t.Errorf("%s: %s", tc.reason, out.Response.Result.Message)
+				}
+			}
+		})
+	}
+}
+
+func numbered(step string, n int) string {
+	list := make([]string, n)
+	for i := range list {
+		list[i] = fmt.Sprintf(step, i)
+	}
+	return strings.Join(list, ",")
+}
+
 type judgeFunc func(ctx context.Context, req *admissionv1.AdmissionRequest) verdict
 
 func (f judgeFunc) judge(ctx context.Context, req *admissionv1.AdmissionRequest) verdict {

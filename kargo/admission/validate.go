@@ -53,6 +53,9 @@ func (v *validator) judge(ctx context.Context, req *admissionv1.AdmissionRequest
 			return verdict{outcome: outcomeAllowed}
 		}
 	}
+	if no := tooMany(doc.texts); no != nil {
+		return *no
+	}
 	findings, err := lint.Run(ctx, &load.Set{Documents: []*load.Document{&doc.Document}}, nil, lint.Options{
 		Registry: v.registry, KnownSteps: doc.others,
 	})
@@ -70,6 +73,8 @@ type document struct {
 	base string
 	// ours are the steps to judge, by index.
 	ours map[int]kargoapi.PromotionStep
+	// texts are the same as they were written.
+	texts []json.RawMessage
 	// others are the kinds of the other steps.
 	others []string
 	// deleted is set for an object that is on its way out.
@@ -152,6 +157,7 @@ func (v *validator) steps(d *document, list []json.RawMessage) ([]kargoapi.Promo
 			return nil, fmt.Errorf("cannot read step %d (%s): %w", i+1, name.Uses, err)
 		}
 		d.ours[i] = out[i]
+		d.texts = append(d.texts, text)
 	}
 	return out, nil
 }
