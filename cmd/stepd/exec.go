@@ -308,7 +308,8 @@ func keyValue(output map[string]any) ([]byte, error) {
 			}
 			text = string(j)
 		}
-		if !strings.ContainsAny(text, "\r\n") {
+		// A reader that looks for << anywhere in the line would take it for a marker.
+		if !strings.ContainsAny(text, "\r\n") && !strings.Contains(text, "<<") {
 			fmt.Fprintf(&b, "%s=%s\n", k, text)
 			continue
 		}

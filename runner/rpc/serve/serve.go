@@ -187,17 +187,18 @@ func (s *server) newGRPC(service *rpc.Server, config *tls.Config, more ...grpc.S
 	if config != nil {
 		protection = credentials.NewTLS(config)
 	}
-	opts := append(more,
+	opts := []grpc.ServerOption{
 		grpc.Creds(protection),
 		grpc.MaxRecvMsgSize(s.opts.MaxRequestBytes),
 		grpc.MaxSendMsgSize(rpc.MaxMessageBytes),
-		grpc.MaxHeaderListSize(16<<10),
-		grpc.ConnectionTimeout(10*time.Second),
+		grpc.MaxHeaderListSize(16 << 10),
+		grpc.ConnectionTimeout(10 * time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 15 * time.Minute, Time: time.Minute, Timeout: 20 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.ChainUnaryInterceptor(s.unary),
 		grpc.ChainStreamInterceptor(s.stream),
-	)
+	}
+	opts = append(opts, more...)
 	if t := s.opts.Tracing; t != nil {
 		opts = append(opts, grpc.StatsHandler(otelgrpc.NewServerHandler(
 			otelgrpc.WithTracerProvider(t.provider), otelgrpc.WithPropagators(t.propagator))))
