@@ -47,7 +47,8 @@ func TestPluginExampleFromItsOwnModule(t *testing.T) {
 	checkChecksum(t, "--live=false")
 }
 
-// TestPythonStepServer runs the same step from examples/plugin-step/python.
+// TestPythonStepServer runs the same step from examples/plugin-step/python. That
+// the definitions suffice, TestStepServerFromDescriptorsAlone shows everywhere.
 func TestPythonStepServer(t *testing.T) {
 	python := "/usr/bin/python3" // Debian's, which is the one that has its packages
 	if err := exec.CommandContext(t.Context(), python, "-c", "import grpc, google.protobuf").Run(); err != nil {
