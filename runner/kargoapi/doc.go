@@ -51,6 +51,14 @@ const (
 	ActorUnknown = "unknown actor"
 )
 
+// Kinds returns the kinds of Kargo's group that this package has types for.
+func Kinds() []string {
+	return []string{
+		KindStage, KindPromotion, KindPromotionTask, KindClusterPromotionTask, KindWarehouse, KindFreight, KindProject,
+		KindProjectConfig, KindClusterConfig,
+	}
+}
+
 // New returns a pointer to a zero object of a kind, or nil for a kind or
 // apiVersion this package has no type for.
 func New(apiVersion, kind string) Object {

@@ -51,7 +51,7 @@ func (c *docLinter) variables(list []kargoapi.Variable, base string, s *scope, w
 
 // steps checks a list of steps, in order.
 func (c *docLinter) steps(list []kargoapi.PromotionStep, base string, s *scope) {
-	s.aliases = c.aliases(list)
+	s.list(c.aliases(list))
 	for i := range list {
 		step, at := &list[i], base+load.Pointer(i)
 		s.index, s.alias = i, step.Alias(i)

@@ -1,6 +1,8 @@
 package lint
 
 import (
+	"strings"
+
 	"github.com/stepd/stepd/runner/expr"
 	"github.com/stepd/stepd/runner/kargoapi"
 )
@@ -15,6 +17,10 @@ type scope struct {
 	aliases []stepAlias
 	index   int
 	alias   string
+	// byName finds the first step of an alias; namespaces are what stands
+	// before :: in aliases.
+	byName     map[string]int
+	namespaces map[string]bool
 	// subscriptions are those of the Warehouses a Stage requests Freight of;
 	// nil if not all of them are among the documents.
 	subscriptions []kargoapi.Subscription
@@ -28,6 +34,28 @@ const (
 	inTask scopeKind = iota
 	inStage
 )
+
+// list makes steps those of the scope.
+func (s *scope) list(steps []stepAlias) {
+	s.aliases, s.byName, s.namespaces = steps, map[string]int{}, map[string]bool{}
+	for i, a := range steps {
+		if _, again := s.byName[a.name]; !again {
+			s.byName[a.name] = i
+		}
+		if namespace, _, ok := strings.Cut(a.name, "::"); ok {
+			s.namespaces[namespace] = true
+		}
+	}
+}
+
+// names are the aliases of all steps.
+func (s *scope) names() []string {
+	names := make([]string, len(s.aliases))
+	for i, a := range s.aliases {
+		names[i] = a.name
+	}
+	return names
+}
 
 // withVars returns a copy whose variables can be added to.
 func (s *scope) withVars() *scope {

@@ -459,11 +459,9 @@ func (w *walker) maybeSkipped(n *ast.MemberNode) {
 	default:
 		return
 	}
-	for i, a := range s.aliases {
-		if i < s.index && a.conditional && a.name == property(m) {
-			w.report(n, Warning, "unknown-output", "write ?. or give this step the same condition",
-				"step %q may be skipped by its `if`: it has no outputs then, and this is an error", a.name)
-		}
+	if i, ok := s.byName[property(m)]; ok && i < s.index && s.aliases[i].conditional {
+		w.report(n, Warning, "unknown-output", "write ?. or give this step the same condition",
+			"step %q may be skipped by its `if`: it has no outputs then, and this is an error", s.aliases[i].name)
 	}
 }
 
@@ -479,20 +477,15 @@ func (w *walker) stepReference(n ast.Node, holder, alias string) {
 	if holder == "status" {
 		what = fmt.Sprintf("status('%s')", alias)
 	}
-	var names []string
-	for i, a := range s.aliases {
-		if nested && a.isTask && a.name == namespace {
-			w.innerReference(n, sev, what, a, inner, i)
-			return
-		}
-		names = append(names, a.name)
-		if !nested && strings.HasPrefix(a.name, alias+"::") {
-			return // composed by a step whose alias looks like that of a task's
-		}
-		if nested || a.name != alias {
-			continue
-		}
-		switch {
+	if i, ok := s.byName[namespace]; nested && ok && s.aliases[i].isTask {
+		w.innerReference(n, sev, what, s.aliases[i], inner, i)
+		return
+	}
+	if s.namespaces[alias] {
+		return // composed by a step whose alias looks like that of a task's
+	}
+	if i, ok := s.byName[alias]; ok && !nested {
+		switch a := s.aliases[i]; {
 		case s.kind == inTask && holder == "outputs":
 			w.report(n, Warning, "unknown-output", "write task.outputs."+alias,
 				"outputs['%s'] is a step of the Stage; the task's own step is found under task.outputs", alias)
@@ -509,8 +502,9 @@ func (w *walker) stepReference(n ast.Node, holder, alias string) {
 	if s.kind == inTask && (holder == "outputs" || holder == "stepMetas") {
 		return // a step of whichever Stage uses the task
 	}
+	names := s.names()
 	remedy := near(alias, names)
-	if remedy == "" && len(names) > 0 {
+	if remedy == "" && len(names) > 0 && len(names) <= 20 {
 		remedy = "there is " + strings.Join(names, ", ")
 	}
 	w.report(n, sev, "unknown-output", remedy, "%s: there is no step %q", what, alias)

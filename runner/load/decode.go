@@ -14,6 +14,7 @@ import (
 	"go.yaml.in/yaml/v3"
 	k8syaml "sigs.k8s.io/yaml"
 
+	"github.com/stepd/stepd/internal/nearname"
 	"github.com/stepd/stepd/runner/kargoapi"
 )
 
@@ -74,7 +75,7 @@ func (l *loader) document(d *Document, depth int) {
 	}
 	obj := kargoapi.New(d.APIVersion, d.Kind)
 	if obj == nil {
-		if !l.found || d.Kind != "" {
+		if !l.walked || isKargo(d.APIVersion) || d.Kind != "" && d.APIVersion == "" {
 			l.set.Warnings = append(l.set.Warnings, Warning{Position: d.Position(""), Message: unknownKind(d)})
 		}
 		l.set.Documents = append(l.set.Documents, d)
@@ -158,6 +159,12 @@ func (l *loader) list(d *Document, items []any, depth int) {
 	}
 }
 
+// isKargo tells whether an API version is of Kargo's group.
+func isKargo(apiVersion string) bool {
+	group, _, _ := strings.Cut(apiVersion, "/")
+	return group == kargoapi.Group
+}
+
 func unknownKind(d *Document) string {
 	switch {
 	case d.Kind == "":
@@ -168,6 +175,11 @@ func unknownKind(d *Document) string {
 		return fmt.Sprintf("%s of apiVersion %s is not Kargo's (%s); ignored", d.Kind, d.APIVersion, kargoapi.GroupVersion)
 	case kargoapi.New(kargoapi.CoreVersion, d.Kind) != nil:
 		return fmt.Sprintf("%s of apiVersion %s is not known (%s is); ignored", d.Kind, d.APIVersion, kargoapi.CoreVersion)
+	}
+	if isKargo(d.APIVersion) {
+		if near := nearname.Nearest(d.Kind, kargoapi.Kinds(), 1); len(near) > 0 {
+			return fmt.Sprintf("%s is not a kind of Kargo; did you mean %s? Ignored", d.Kind, near[0])
+		}
 	}
 	return fmt.Sprintf("%s %s is not a kind stepd knows; ignored", d.APIVersion, d.Kind)
 }

@@ -24,7 +24,8 @@ const (
 // *.yml and *.json, hidden directories left out) and "-", which is stdin. A
 // file that is only found in a directory may be something else altogether,
 // such as a Helm template: it is ignored, with a warning if it is no YAML,
-// unless it mentions Kargo's API group.
+// unless it mentions Kargo's API group. Objects of other APIs that are found
+// there are kept without a warning.
 //
 // What could be read is returned even when the error, of type Errors, is not
 // nil. Only ctx's own error is returned as it is.
@@ -56,8 +57,9 @@ type loader struct {
 	errs Errors
 	// seen keeps a file that is named twice from being loaded twice.
 	seen map[string]bool
-	// found says that the file at hand was found in a directory, not named.
-	found bool
+	// walked says that the file at hand was found in a directory, not named,
+	// and found that nothing in it speaks of Kargo, either.
+	walked, found bool
 }
 
 func (l *loader) fail(file string, err error) {
@@ -108,9 +110,9 @@ func (l *loader) directory(ctx context.Context, dir string) error {
 			switch strings.ToLower(filepath.Ext(path)) {
 			case ".yaml", ".yml", ".json":
 				if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
-					l.found = true
+					l.walked = true
 					l.file(path)
-					l.found = false
+					l.walked = false
 				}
 			}
 		}
@@ -158,7 +160,7 @@ func (l *loader) read(file string, r io.Reader) {
 func (l *loader) text(file string, text []byte) {
 	text = bytes.TrimPrefix(text, []byte("\ufeff"))
 	// Only a file that was named, or speaks of Kargo, has to be understood.
-	l.found = l.found && !bytes.Contains(text, []byte(kargoapi.Group))
+	l.found = l.walked && !bytes.Contains(text, []byte(kargoapi.Group))
 	index := 0
 	for _, part := range split(text) {
 		if len(l.set.Documents) >= maxDocuments {

@@ -183,6 +183,7 @@ func TestAllProblemsAtOnce(t *testing.T) {
 func TestUnknownKinds(t *testing.T) {
 	for _, tc := range []struct{ reason, text, warning string }{
 		{"another API", "apiVersion: argoproj.io/v1alpha1\nkind: Application\n", "not a kind stepd knows"},
+		{"letter case", "apiVersion: kargo.akuity.io/v1alpha1\nkind: Promotiontask\n", "did you mean PromotionTask?"},
 		{"wrong version", "apiVersion: kargo.akuity.io/v1\nkind: Stage\n", "not Kargo's"},
 		{"no version", "kind: Stage\n", "no apiVersion"},
 		{"no kind", "a: 1\n", "no kind"},
@@ -243,9 +244,10 @@ func TestFilesAndDirectories(t *testing.T) {
 	}
 	write("chart/templates/x.yaml", "a: {{ .Values.x }}\nb: [\n")
 	write("chart/values.yaml", "replicas: 3\n")
+	write("chart/app.yaml", "apiVersion: argoproj.io/v1alpha1\nkind: Application\n") // others' objects are nothing to warn of
 	chart := filepath.Join(dir, "chart")
 	set, err = load.Documents(t.Context(), []string{chart}, nil)
-	if err != nil || len(set.Warnings) != 1 || len(set.Documents) != 1 {
+	if err != nil || len(set.Warnings) != 1 || len(set.Documents) != 2 {
 		t.Errorf("%v, %v: want a warning about a template that was come across", err, set.Warnings)
 	}
 	if _, err = load.Documents(t.Context(), []string{filepath.Join(chart, "templates", "x.yaml")}, nil); err == nil {
