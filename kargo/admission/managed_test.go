@@ -201,7 +201,7 @@ func TestYears(t *testing.T) {
 	end := c.now().Add(3 * 365 * 24 * time.Hour)
 	for c.now().Before(end) {
 		// Whatever happens, a replica looks within half an hour of another.
-		c.pass(time.Duration(random.Int64N(int64(100 * time.Hour))))
+		c.pass(time.Duration(random.Int64N(int64(200 * time.Hour))))
 		order := random.Perm(2)
 		for _, i := range order {
 			if random.IntN(20) == 0 {
