@@ -343,7 +343,8 @@ func parseAttributes(data []byte, dir string) ([]attributeRule, error) {
 var attributeName = regexp.MustCompile(`^[A-Za-z0-9_.][A-Za-z0-9_.-]*$`)
 
 // asDoublestar turns a pattern of git's into one of the matcher's: braces mean
-// nothing to git, and more than two stars the same as two.
+// nothing to git, more than two stars the same as two, and "a/**" is what is
+// inside a, not a itself.
 func asDoublestar(pattern string) string {
 	var b strings.Builder
 	for i := 0; i < len(pattern); i++ {
@@ -358,7 +359,10 @@ func asDoublestar(pattern string) string {
 		}
 		b.WriteByte(pattern[i])
 	}
-	return b.String()
+	if s := b.String(); !strings.HasSuffix(s, "/**") {
+		return s
+	}
+	return b.String() + "/*"
 }
 
 func parseState(f string) attributeState {

@@ -18,7 +18,6 @@ import (
 	"github.com/go-git/go-git/v5/plumbing/cache"
 	"github.com/go-git/go-git/v5/plumbing/filemode"
 	gitconfig "github.com/go-git/go-git/v5/plumbing/format/config"
-	"github.com/go-git/go-git/v5/plumbing/format/gitignore"
 	"github.com/go-git/go-git/v5/plumbing/format/index"
 	"github.com/go-git/go-git/v5/plumbing/object"
 	"github.com/go-git/go-git/v5/storage/filesystem"
@@ -40,7 +39,7 @@ type worktree struct {
 	clean   map[string]*index.Entry
 	indexed time.Time
 
-	ignore     []gitignore.Pattern
+	ignore     []ignoreRule
 	attributes []attributeRule
 	changes    []gitrepo.Change
 	seen       map[string]bool
@@ -86,10 +85,12 @@ func readWorktree(ctx context.Context, work, dir *os.Root, workDir string, cfg *
 	if w.clean, w.indexed, err = readIndex(g.own); err != nil {
 		return nil, fmt.Errorf("cannot read the index of work tree %q: %w", cfg.Path, err)
 	}
-	if f, err := g.common.ReadFile("info/exclude"); err == nil {
-		w.addIgnore(f, nil)
+	if text, err := readSmall(g.common, "info/exclude"); err == nil {
+		if w.ignore, err = parseIgnore(text, ""); err != nil {
+			return nil, err
+		}
 	}
-	if err := w.walk(""); err != nil {
+	if err := w.walk("", false); err != nil {
 		return nil, err
 	}
 	w.deletions()
@@ -342,8 +343,9 @@ func readIndex(own *os.Root) (map[string]*index.Entry, time.Time, error) {
 	return entries, info.ModTime(), nil
 }
 
-// walk goes through one directory, "" for the root.
-func (w *worktree) walk(dir string) error {
+// walk goes through one directory, "" for the root. Below one that is ignored
+// only tracked files count.
+func (w *worktree) walk(dir string, ignoredDir bool) error {
 	if err := w.ctx.Err(); err != nil {
 		return err
 	}
@@ -355,15 +357,15 @@ func (w *worktree) walk(dir string) error {
 	if err != nil {
 		return fmt.Errorf("cannot read the work tree: %w", withoutPath(err))
 	}
-	var domain []string
-	if dir != "" {
-		domain = strings.Split(dir, "/")
-	}
 	// What a directory declares holds below it only.
 	ignore, attrs := len(w.ignore), len(w.attributes)
 	defer func() { w.ignore, w.attributes = w.ignore[:ignore], w.attributes[:attrs] }()
 	if text, err := readSmall(w.dir, path.Join(dir, ".gitignore")); err == nil {
-		w.addIgnore([]byte(text), domain)
+		rules, err := parseIgnore(text, dir)
+		if err != nil {
+			return err
+		}
+		w.ignore = append(w.ignore, rules...)
 	}
 	if text, err := readSmall(w.dir, path.Join(dir, attributesFile)); err == nil {
 		m, err := parseAttributes([]byte(text), dir)
@@ -376,29 +378,30 @@ func (w *worktree) walk(dir string) error {
 		if dir == "" && e.Name() == ".git" {
 			continue
 		}
-		if err := w.visit(path.Join(dir, e.Name()), e); err != nil {
+		if err := w.visit(path.Join(dir, e.Name()), e, ignoredDir); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (w *worktree) visit(p string, e fs.DirEntry) error {
+func (w *worktree) visit(p string, e fs.DirEntry, ignoredDir bool) error {
 	head, tracked := w.head[p]
+	skip := ignoredDir || ignored(w.ignore, p, e.IsDir())
 	if e.IsDir() {
 		if tracked && head.Mode == gitrepo.ModeSubmodule {
 			w.seen[p] = true
 			return nil
 		}
-		if w.ignored(p, true) && !w.tracksBelow(p) {
+		if skip && !w.tracksBelow(p) {
 			return nil
 		}
 		if _, err := w.dir.Lstat(path.Join(p, ".git")); err == nil {
 			return configErrorf("%q is a repository of its own inside the work tree", p)
 		}
-		return w.walk(p)
+		return w.walk(p, skip)
 	}
-	if !tracked && w.ignored(p, false) {
+	if !tracked && skip {
 		return nil
 	}
 	w.seen[p] = true
@@ -503,17 +506,4 @@ func (w *worktree) tracksBelow(dir string) bool {
 		}
 	}
 	return false
-}
-
-func (w *worktree) ignored(p string, isDir bool) bool {
-	return gitignore.NewMatcher(w.ignore).Match(strings.Split(p, "/"), isDir)
-}
-
-func (w *worktree) addIgnore(text []byte, domain []string) {
-	for line := range strings.Lines(string(text)) {
-		line = strings.TrimRight(line, "\r\n")
-		if strings.TrimSpace(line) != "" && !strings.HasPrefix(line, "#") {
-			w.ignore = append(w.ignore, gitignore.ParsePattern(line, domain))
-		}
-	}
 }
