@@ -48,6 +48,10 @@ generate: ## regenerate every generated file
 e2e: ## end to end, hermetic: a real registry, git http-backend, cosign, Sigstore and Kubernetes API server on loopback
 	cd e2e && go test -count=1 -timeout 40m ./... # never cached: what it tests is not in its own module; the first time it builds the servers
 
+.PHONY: e2e-kind
+e2e-kind: ## the cluster suite against real Kargo and Argo CD in a kind cluster; needs Docker, kind, helm, kubectl and the internet
+	@bash e2e/kargo/kind.sh
+
 .PHONY: bench
 bench: ## benchmarks, each printed as a ratio against a named baseline of the same run
 	@bash e2e/bench.sh

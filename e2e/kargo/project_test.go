@@ -77,6 +77,7 @@ func newProject(t *testing.T) *project {
 	})
 	secret := kind("v1", "Secret", name, "stepd-project-key")
 	secret.SetLabels(map[string]string{"kargo.akuity.io/cred-type": "generic"})
+	p.awaitReady(t, object)
 	p.key = rand.Text() + rand.Text()
 	secret.Object["stringData"] = map[string]any{"key": p.key}
 	p.create(t, secret)
@@ -102,6 +103,22 @@ origin: {kind: Warehouse, name: svc}
 images: [{repoURL: %s, tag: %s, digest: "sha256:6c3c624b58dbbcd3c0dd82b4c53f04194d1247c6eebdaab7c610cf7d66709b3b"}]
 `, imageRepo, sandbox.Version)).GetName()
 	return p
+}
+
+// awaitReady waits until Kargo has set up a Project: before, its controller may
+// not read the Secrets there.
+func (p *project) awaitReady(t *testing.T, u *unstructured.Unstructured) {
+	t.Helper()
+	eventually(t, "Project that is ready", func() bool {
+		if err := p.client.Get(t.Context(), clientKey(u), u); err != nil {
+			t.Fatal(err)
+		}
+		conditions, _, _ := unstructured.NestedSlice(u.Object, "status", "conditions")
+		return slices.ContainsFunc(conditions, func(c any) bool {
+			m, _ := c.(map[string]any)
+			return m["type"] == "Ready" && m["status"] == "True"
+		})
+	}, func() string { return fmt.Sprint(u.Object["status"]) })
 }
 
 func (p *project) create(t *testing.T, u *unstructured.Unstructured) {

@@ -110,9 +110,6 @@ func TestRequestsThatMustNotBeServed(t *testing.T) {
 		{"future", "an attempt that starts tomorrow", 400, func(c *call) {
 			c.Body = reattempt(t, c.Body, time.Now().Add(24*time.Hour))
 		}},
-		{"past", "an attempt before the Promotion", 400, func(c *call) {
-			c.Body = reattempt(t, c.Body, time.Now().Add(-24*time.Hour))
-		}},
 		{"browser", "a page that the operator looks at", 403, func(c *call) { c.Header.Set("Origin", "https://evil.example") }},
 		{"form", "what a page may send without asking", 415, func(c *call) { c.Header.Set("Content-Type", "text/plain") }},
 		{"huge", "more than any config", 413, func(c *call) { c.Body = append(c.Body, bytes.Repeat([]byte(" "), wire.MaxRequest)...) }},

@@ -11,6 +11,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/stepd/stepd/internal/argocd"
 )
 
 func application() *unstructured.Unstructured {
@@ -22,7 +24,12 @@ func application() *unstructured.Unstructured {
 // applications stands in for Argo CD's controller: an operation that is asked
 // for succeeds at once, at what the source's targetRevision is then. Nothing is
 // deployed.
-type applications struct{ client client.Client }
+type applications struct {
+	client client.Client
+	// done has Kargo look at a Promotion again, as it does when an Application
+	// that it waits for changes.
+	done func(namespace, promotion string)
+}
 
 // Reconcile implements reconcile.Reconciler.
 func (a applications) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
@@ -59,7 +66,18 @@ func (a applications) Reconcile(ctx context.Context, req reconcile.Request) (rec
 		delete(app.Object, "operation")
 	}
 	app.Object["status"] = status
-	return reconcile.Result{}, a.client.Patch(ctx, app, client.MergeFrom(before))
+	if err := a.client.Patch(ctx, app, client.MergeFrom(before)); err != nil {
+		return reconcile.Result{}, err
+	}
+	project, _, _ := strings.Cut(annotations[argocd.AuthorizedStageAnnotation], ":")
+	info, _, _ := unstructured.NestedSlice(operation, "info")
+	for _, i := range info {
+		if i, _ := i.(map[string]any); i["name"] == argocd.PromotionInfo {
+			promotion, _ := i["value"].(string)
+			a.done(project, promotion)
+		}
+	}
+	return reconcile.Result{}, nil
 }
 
 const refreshAnnotation = "argocd.argoproj.io/refresh"

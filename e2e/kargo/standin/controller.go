@@ -100,8 +100,12 @@ func Run(ctx context.Context, cluster *rest.Config, o Options) error {
 		return fmt.Errorf("cannot watch Promotions: %w", err)
 	}
 	if err := ctrl.NewControllerManagedBy(manager).Named("application").For(application()).
-		Complete(applications{direct}); err != nil {
+		Complete(applications{direct, c.wake}); err != nil {
 		return fmt.Errorf("cannot watch Applications: %w", err)
+	}
+	if err := ctrl.NewControllerManagedBy(manager).Named("project").For(object(kargoapi.KindProject, "", "")).
+		Complete(projects{direct}); err != nil {
+		return fmt.Errorf("cannot watch Projects: %w", err)
 	}
 	return manager.Start(ctx)
 }
@@ -351,8 +355,30 @@ func (c *promotionController) finished(p types.NamespacedName) {
 		waiting = slices.Delete(waiting, i, i+1)
 		c.turns[key] = waiting
 		if i == 0 && len(waiting) > 0 {
-			c.next <- event.GenericEvent{Object: object(kargoapi.KindPromotion, p.Namespace, waiting[0])}
+			c.wake(p.Namespace, waiting[0])
 		}
 		return
 	}
+}
+
+// wake has a Promotion looked at again.
+func (c *promotionController) wake(namespace, name string) {
+	c.next <- event.GenericEvent{Object: object(kargoapi.KindPromotion, namespace, name)}
+}
+
+// projects says of every Project that it is ready: its namespace is there, and
+// the controller's rights are not limited to it.
+type projects struct{ client client.Client }
+
+// Reconcile implements reconcile.Reconciler.
+func (p projects) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	u, project, err := read[kargoapi.Project](ctx, p.client, kargoKind(kargoapi.KindProject), "", req.Name)
+	if err != nil || len(project.Status.Conditions) > 0 {
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	before := u.DeepCopy()
+	u.Object["status"] = map[string]any{"conditions": []any{map[string]any{
+		"type": "Ready", "status": "True", "reason": "Synced", "message": "", "lastTransitionTime": time.Now().UTC().Format(time.RFC3339),
+	}}}
+	return reconcile.Result{}, p.client.Status().Patch(ctx, u, client.MergeFrom(before))
 }
