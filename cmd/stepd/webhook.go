@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"strings"
@@ -145,6 +146,8 @@ func (f *webhookFlags) check() error {
 	}
 	if u, err := url.Parse(f.sidecar); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
 		return fmt.Errorf("--sidecar-url %q is not a URL such as http://%s", f.sidecar, defaultSidecar)
+	} else if ip, err := netip.ParseAddr(u.Hostname()); u.Scheme == "http" && (err != nil || !ip.IsLoopback()) {
+		return fmt.Errorf("--sidecar-url %q would send tokens and the keys of projects over the network in the clear: the sidecar is in the pod of Kargo's controller, at a loopback address such as http://%s", f.sidecar, defaultSidecar)
 	}
 	if (f.certFile == "") != (f.keyFile == "") {
 		return errors.New("--tls-cert and --tls-key need each other")

@@ -19,6 +19,7 @@ import (
 // call is a request that has proven which step of which Promotion it is for.
 type call struct {
 	claims    wire.Claims
+	token     string
 	kind      *kind
 	promotion *kargoapi.Promotion
 	attempt   wire.Attempt
@@ -88,7 +89,7 @@ func (s *Server) token(r *http.Request) (wire.Claims, string, error) {
 // by those who can read the project's Secrets, and by Kargo for a step of that
 // project.
 func (s *Server) authorise(ctx context.Context, r *http.Request, claims wire.Claims, token string, body wire.Request) (*call, error) {
-	c := &call{claims: claims, attempt: body.Attempt, config: body.Config}
+	c := &call{claims: claims, token: token, attempt: body.Attempt, config: body.Config}
 	c.attempt.StartedAt = c.attempt.StartedAt.UTC().Truncate(time.Second)
 	if named := r.PathValue("kind"); named != claims.Kind {
 		return nil, refuse(http.StatusForbidden, "the token is for a step of kind %q, not %.100q", claims.Kind, named)

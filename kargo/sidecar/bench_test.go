@@ -299,6 +299,17 @@ func (p *promotion) change(edit func(o *kargoapi.Promotion)) {
 	p.b.cluster.change(p.claims.Namespace, p.claims.Promotion, edit)
 }
 
+// finishStep is Kargo ending the step, and going on with the next.
+func (p *promotion) finishStep(at time.Time) {
+	started := p.at.StartedAt
+	at = at.Truncate(time.Second) // as the API server keeps it
+	p.change(func(o *kargoapi.Promotion) {
+		o.Status.StepExecutionMetadata = []kargoapi.StepExecutionMetadata{
+			{Alias: p.claims.Alias, StartedAt: &started, FinishedAt: &at, Status: steps.Failed},
+		}
+	})
+}
+
 // request is what Kargo sends.
 func (p *promotion) request() *http.Request {
 	body, err := json.Marshal(wire.Request{Attempt: p.at, Config: p.config})

@@ -26,8 +26,10 @@ type operation struct {
 	key       stepKey
 	claims    wire.Claims
 	kind      *kind
+	token     string
 	promotion *kargoapi.Promotion
 	startedAt time.Time
+	began     time.Time
 	deadline  time.Time
 	timeout   time.Duration
 	config    json.RawMessage
@@ -193,7 +195,8 @@ func (s *Server) begin(c *call, failed uint32) (*operation, error) {
 	promotion := *c.promotion
 	promotion.Spec.Steps, promotion.Spec.Vars, promotion.Status.StepExecutionMetadata = nil, nil, nil
 	op := &operation{
-		key: c.key(), claims: c.claims, kind: c.kind, promotion: &promotion, startedAt: c.attempt.StartedAt,
+		key: c.key(), claims: c.claims, kind: c.kind, token: c.token, promotion: &promotion,
+		startedAt: c.attempt.StartedAt, began: time.Now(),
 		timeout: c.claims.Retry.Timeout, config: c.config, dir: c.dir, redactor: redact.New(),
 		done: make(chan struct{}), lost: c.attempt.ErrorCount, errors: failed, doing: "waiting for a turn",
 	}
@@ -328,7 +331,17 @@ func (s *Server) stillWanted(ctx context.Context, op *operation) (why, unknown e
 	case err != nil:
 		return nil, err
 	}
-	return stopped(p, op.key.uid), nil
+	if why := stopped(p, op.key.uid); why != nil {
+		return why, nil
+	}
+	// As when a poll was refused: the Promotion may go on without the step. What
+	// ended before the operation began is of an earlier start.
+	for _, m := range p.Status.StepExecutionMetadata {
+		if m.Alias == op.claims.Alias && m.FinishedAt != nil && m.FinishedAt.After(op.began) {
+			return errors.New("the step is over for Kargo"), nil
+		}
+	}
+	return nil, nil
 }
 
 // watch cancels an operation when Kargo has given up on it.
@@ -358,18 +371,30 @@ func (s *Server) watch(op *operation) {
 // checkPush is asked right before anything is pushed for a step: the operation
 // has to be going on, and so has its Promotion, as the API server says now.
 func (s *Server) checkPush(ctx context.Context, p gitrepo.Pusher) error {
-	op := s.find(p)
-	if op == nil {
+	found := s.find(p)
+	if len(found) == 0 {
 		return fmt.Errorf("step %q of Promotion %q does not run here any more", p.Alias, p.Promotion)
 	}
+	for _, op := range found {
+		if err := s.checkOperation(ctx, op); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Server) checkOperation(ctx context.Context, op *operation) error {
 	for until := time.Now().Add(checkFor); ; {
 		if op.ctx.Err() != nil {
 			return op.given()
 		}
 		if time.Now().After(op.deadline) {
-			return fmt.Errorf("step %q timed out after %s", p.Alias, op.timeout)
+			return fmt.Errorf("step %q timed out after %s", op.claims.Alias, op.timeout)
 		}
 		why, unknown := s.stillWanted(ctx, op)
+		if why == nil && unknown == nil {
+			why, unknown = s.stillTrusted(op)
+		}
 		switch {
 		case why != nil:
 			op.cancel(why)
@@ -388,15 +413,29 @@ func (s *Server) checkPush(ctx context.Context, p gitrepo.Pusher) error {
 	}
 }
 
-func (s *Server) find(p gitrepo.Pusher) *operation {
+// stillTrusted says whether the key of the operation's token was thrown away
+// since: the next poll will be refused.
+func (s *Server) stillTrusted(op *operation) (why, unknown error) {
+	keys, err := s.Keys()
+	if err != nil {
+		return nil, err
+	}
+	_, err = wire.Verify(keys, op.token)
+	return err, nil
+}
+
+// find returns the operations of a step: one, or several where the Promotion was
+// replaced by another of its name and the old operation has not ended yet.
+func (s *Server) find(p gitrepo.Pusher) []*operation {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	var found []*operation
 	for _, op := range s.ops {
 		if op.claims.Namespace == p.Project && op.claims.Promotion == p.Promotion && op.claims.Alias == p.Alias {
-			return op
+			found = append(found, op)
 		}
 	}
-	return nil
+	return found
 }
 
 // depth is how many operations there are, and how many attempts run.

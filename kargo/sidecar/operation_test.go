@@ -2,6 +2,7 @@ package sidecar_test
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"net/http"
@@ -351,6 +352,10 @@ func TestKargoHasGivenUp(t *testing.T) {
 			p.change(func(o *kargoapi.Promotion) { o.UID = "another" })
 		}, 3 * time.Second, "replaced"},
 		{"the work dir is lost", func(_ *bench, p *promotion) { p.loseWorkDir() }, 3 * time.Second, "work dir"},
+		{"the step is over, and the Promotion is at the next one", func(_ *bench, p *promotion) {
+			time.Sleep(1500 * time.Millisecond)
+			p.finishStep(time.Now())
+		}, 5 * time.Second, "over"},
 		{"nobody asks any more", func(*bench, *promotion) {}, 11 * time.Minute, "nobody has asked"},
 		{"nobody asks, and the API server is down", func(b *bench, _ *promotion) {
 			b.cluster.mu.Lock()
@@ -380,6 +385,20 @@ func TestKargoHasGivenUp(t *testing.T) {
 			})
 		})
 	}
+	t.Run("control: Kargo ended the step before it began again", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, b *bench) {
+			step := newSlow()
+			b.does(step.run)
+			p := b.promote("acme", "p1")
+			p.finishStep(time.Now()) // and then the work dir was lost
+			answer := p.posting()
+			time.Sleep(10 * time.Second)
+			close(step.release)
+			if a := <-answer; a.Message != "released" {
+				t.Errorf("answered %s: %s", a.Status, a.Message)
+			}
+		})
+	})
 	t.Run("control: it goes on while it is asked for", func(t *testing.T) {
 		inBubble(t, func(t *testing.T, b *bench) {
 			step := newSlow()
@@ -704,6 +723,19 @@ func TestCheckPush(t *testing.T) {
 		{"replaced", func(_ *bench, p *promotion) { p.change(func(o *kargoapi.Promotion) { o.UID = "other" }) }, false, true},
 		{"the API server does not answer", func(b *bench, _ *promotion) { b.cluster.down = errors.New("down") }, false, false},
 		{"the work dir is gone", func(_ *bench, p *promotion) { p.loseWorkDir() }, false, true},
+		{"Kargo has ended the step", func(_ *bench, p *promotion) { p.finishStep(time.Now().Add(time.Second)) }, false, true},
+		{"control: another step has ended", func(_ *bench, p *promotion) {
+			p.finishStep(time.Now().Add(time.Second))
+			p.change(func(o *kargoapi.Promotion) { o.Status.StepExecutionMetadata[0].Alias = "before" })
+		}, true, false},
+		{"the key of the step's token was thrown away", func(b *bench, _ *promotion) {
+			other, _, err := ed25519.GenerateKey(nil)
+			if err != nil {
+				b.t.Error(err)
+			}
+			b.keys = []ed25519.PublicKey{other}
+		}, false, true},
+		{"the keys cannot be read", func(b *bench, _ *promotion) { b.noKeys = errors.New("no keys") }, false, false},
 	} {
 		t.Run(tc.reason, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, b *bench) {
@@ -728,6 +760,40 @@ func TestCheckPush(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestCheckPushOfAReplacedPromotion: while there are operations of a Promotion
+// and of the one that replaced it, neither speaks for the other.
+func TestCheckPushOfAReplacedPromotion(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		old := b.promote("acme", "p1")
+		release := make(chan struct{})
+		b.does(func(_ context.Context, sc *steps.Context) (steps.Result, error) {
+			if sc.WorkDir == old.workDir() {
+				<-release // does not hear that it was cancelled
+			} else {
+				time.Sleep(time.Hour)
+			}
+			return steps.Result{Status: steps.Succeeded}, nil
+		})
+		old.givenUp()
+		replacement := *old
+		replacement.uid = "another"
+		replacement.makeWorkDir()
+		replacement.change(func(o *kargoapi.Promotion) { o.UID = replacement.uid })
+		replacement.givenUp()
+		pusher := gitrepo.Pusher{Project: "acme", Promotion: "p1", Alias: "task::step"}
+		for range 50 { // whichever is found first
+			if err := b.edges.CheckPush(t.Context(), pusher); err == nil {
+				t.Fatal("something may be pushed for a Promotion that was replaced")
+			}
+		}
+		close(release)
+		synctest.Wait()
+		if err := b.edges.CheckPush(t.Context(), pusher); err != nil {
+			t.Errorf("nothing may be pushed for the Promotion that is there: %v", err)
+		}
+	})
 }
 
 func TestDrain(t *testing.T) {
