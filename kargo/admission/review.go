@@ -14,6 +14,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -27,6 +28,7 @@ import (
 // two objects.
 const (
 	maxReviewBytes   = 4 << 20
+	maxBodies        = 16 << 20 // of all requests that are there
 	maxRunning       = 4
 	readDeadline     = 5 * time.Second
 	defaultDeadline  = 10 * time.Second // that of admissionregistration.k8s.io/v1
@@ -98,15 +100,17 @@ type judge interface {
 type reviewer struct {
 	name  string // of the endpoint, for logs and metrics
 	judge judge
-	// slots bounds how many requests are read or judged at a time, and so the
-	// memory that these take, whoever sends them.
+	// slots bounds how many requests are judged at a time, bodies how many bytes
+	// of requests are there at all, and so both the memory that these take,
+	// whoever sends them. One that arrives slowly is in nobody's way.
 	slots   chan struct{}
+	bodies  *semaphore.Weighted
 	log     *slog.Logger
 	metrics *metrics
 }
 
 func newReviewer(name string, j judge, log *slog.Logger, m *metrics) *reviewer {
-	return &reviewer{name: name, judge: j, slots: make(chan struct{}, maxRunning), log: log, metrics: m}
+	return &reviewer{name: name, judge: j, slots: make(chan struct{}, maxRunning), bodies: semaphore.NewWeighted(maxBodies), log: log, metrics: m}
 }
 
 // ServeHTTP implements http.Handler.
@@ -114,24 +118,36 @@ func (v *reviewer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	ctx, cancel := context.WithTimeout(r.Context(), deadline(r))
 	defer cancel()
-	select {
-	case v.slots <- struct{}{}:
-	case <-ctx.Done():
-		v.metrics.reviewed(v.name, outcomeFailed, time.Since(start))
-		http.Error(w, "too many requests at a time", http.StatusServiceUnavailable)
-		return
-	}
-	release := func() { <-v.slots }
+	in := &body{ctx: ctx, bodies: v.bodies}
+	release := in.release
 	defer func() { release() }()
-	req, code, err := readReview(w, r)
-	if err != nil {
+	code, err := in.read(w, r)
+	if err == nil {
+		select {
+		case v.slots <- struct{}{}:
+			release = func() { <-v.slots; in.release() }
+		case <-ctx.Done():
+			code, err = http.StatusServiceUnavailable, errBusy
+		}
+	}
+	var req *admissionv1.AdmissionRequest
+	if err == nil {
+		req, code, err = decodeReview(in.text)
+	}
+	switch {
+	case errors.Is(err, errBusy):
+		v.metrics.reviewed(v.name, outcomeFailed, time.Since(start))
+		http.Error(w, err.Error(), code)
+		return
+	case err != nil:
 		v.metrics.reviewed(v.name, outcomeMalformed, time.Since(start))
 		v.log.Warn("cannot read an AdmissionReview", "webhook", v.name, "error", err)
 		http.Error(w, "cannot read the AdmissionReview: "+err.Error(), code)
 		return
 	}
+	whenDone := release
 	release = func() {} // decide does
-	out := v.decide(ctx, req)
+	out := v.decide(ctx, req, whenDone)
 	v.metrics.reviewed(v.name, out.outcome, time.Since(start))
 	v.record(ctx, req, out, time.Since(start))
 	answer, err := json.Marshal(admissionv1.AdmissionReview{
@@ -146,23 +162,55 @@ func (v *reviewer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(answer) // whoever went away is not told
 }
 
-// readReview decodes the request of a review. Field names are taken literally,
-// as the API server does: a field that is only like another is none.
-func readReview(w http.ResponseWriter, r *http.Request) (*admissionv1.AdmissionRequest, int, error) {
+// errBusy says that there are more or larger requests than fit.
+var errBusy = errors.New("too many requests at a time")
+
+// body is the body of a request, which takes from bodies what it holds.
+type body struct {
+	text   []byte
+	from   io.Reader
+	ctx    context.Context //nolint:containedctx // of Read, which has none
+	bodies *semaphore.Weighted
+	held   int64
+}
+
+func (b *body) read(w http.ResponseWriter, r *http.Request) (int, error) {
 	if media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || media != "application/json" {
-		return nil, http.StatusUnsupportedMediaType, errors.New("the Content-Type has to be application/json")
+		return http.StatusUnsupportedMediaType, errors.New("the Content-Type has to be application/json")
 	}
 	// Not every ResponseWriter can; the server's own read timeout remains.
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Now().Add(readDeadline))
 	defer func() { _ = control.SetReadDeadline(time.Time{}) }()
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxReviewBytes))
-	if err != nil {
-		if _, tooLong := errors.AsType[*http.MaxBytesError](err); tooLong {
-			return nil, http.StatusRequestEntityTooLarge, fmt.Errorf("it is longer than %d MiB", maxReviewBytes>>20)
-		}
-		return nil, http.StatusBadRequest, err
+	b.from = http.MaxBytesReader(w, r.Body, maxReviewBytes)
+	var err error
+	b.text, err = io.ReadAll(b)
+	switch _, tooLong := errors.AsType[*http.MaxBytesError](err); {
+	case tooLong:
+		return http.StatusRequestEntityTooLarge, fmt.Errorf("it is longer than %d MiB", maxReviewBytes>>20)
+	case errors.Is(err, errBusy):
+		return http.StatusServiceUnavailable, errBusy
+	case err != nil:
+		return http.StatusBadRequest, err
 	}
+	return 0, nil
+}
+
+// Read implements io.Reader. What does not fit in time is errBusy.
+func (b *body) Read(p []byte) (int, error) {
+	n, err := b.from.Read(p)
+	if b.bodies.Acquire(b.ctx, int64(n)) != nil {
+		return 0, errBusy
+	}
+	b.held += int64(n)
+	return n, err
+}
+
+func (b *body) release() { b.bodies.Release(b.held) }
+
+// decodeReview decodes the request of a review. Field names are taken literally,
+// as the API server does: a field that is only like another is none.
+func decodeReview(body []byte) (*admissionv1.AdmissionRequest, int, error) {
 	var review admissionv1.AdmissionReview
 	if err := kjson.UnmarshalCaseSensitivePreserveInts(body, &review); err != nil {
 		return nil, http.StatusBadRequest, err
@@ -188,13 +236,13 @@ func deadline(r *http.Request) time.Duration {
 	return max(min(d, maximalDeadline)-answerBefore, answerBefore)
 }
 
-// decide judges a request within its deadline, and gives up the slot. What
-// cannot be stopped, because it computes, goes on for as long as it takes and
-// occupies the slot meanwhile.
-func (v *reviewer) decide(ctx context.Context, req *admissionv1.AdmissionRequest) verdict {
+// decide judges a request within its deadline, and calls release, which gives up
+// its slot. What cannot be stopped, because it computes, goes on for as long as
+// it takes and occupies the slot meanwhile.
+func (v *reviewer) decide(ctx context.Context, req *admissionv1.AdmissionRequest, release func()) verdict {
 	done := make(chan verdict, 1)
 	go func() {
-		defer func() { <-v.slots }()
+		defer release()
 		defer func() {
 			if p := recover(); p != nil {
 				v.log.Error("panic while judging a request", "webhook", v.name, "uid", req.UID, "panic", p, "stack", string(debug.Stack()))

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -424,6 +425,65 @@ func TestSlots(t *testing.T) {
 		if text := <-answers; !strings.Contains(text, `"allowed":true`) {
 			t.Errorf("one that was running was answered with %s", text)
 		}
+	}
+}
+
+// TestSlowBodies: who sends slowly keeps nobody from being judged, and who sends
+// much cannot have it all kept.
+func TestSlowBodies(t *testing.T) {
+	s := testServer(t)
+	h := newReviewer("mutate", judgeFunc(func(context.Context, *admissionv1.AdmissionRequest) verdict {
+		return verdict{outcome: outcomeAllowed}
+	}), s.Log, s.metrics)
+	stalled := func(text, timeout string) (end func() int) {
+		r, body := io.Pipe()
+		req := httptest.NewRequest(http.MethodPost, "/mutate?timeout="+timeout, r)
+		req.Header.Set("Content-Type", "application/json")
+		w := httptest.NewRecorder()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			h.ServeHTTP(w, req)
+			_ = r.Close() // what nobody reads is not written
+		}()
+		_, _ = io.WriteString(body, text)
+		return func() int {
+			_ = body.Close()
+			<-done
+			return w.Code
+		}
+	}
+	r := review(t, admissionv1.Create, "promotions", promotion, "")
+	var ends []func() int
+	for range 10 * maxRunning {
+		ends = append(ends, stalled("{", "30s"))
+	}
+	if code, _, text := post(t, h, "/mutate?timeout=2s", r); code != http.StatusOK {
+		t.Errorf("beside slow ones it was answered with %d %s", code, text)
+	}
+	for _, end := range ends {
+		if code := end(); code != http.StatusBadRequest {
+			t.Errorf("a body that broke off was answered with %d", code)
+		}
+	}
+	ends = nil
+	for range maxBodies / maxReviewBytes {
+		ends = append(ends, stalled(strings.Repeat(" ", maxReviewBytes), "30s"))
+	}
+	for h.bodies.TryAcquire(1) { // the last of them is about to be counted
+		h.bodies.Release(1)
+		runtime.Gosched()
+	}
+	if code := stalled("{", "1ms")(); code != http.StatusServiceUnavailable {
+		t.Errorf("one too many was answered with %d", code)
+	}
+	for _, end := range ends {
+		if code := end(); code != http.StatusBadRequest {
+			t.Errorf("a body of blanks was answered with %d", code)
+		}
+	}
+	if code, _, text := post(t, h, "/mutate", r); code != http.StatusOK {
+		t.Errorf("afterwards it was answered with %d %s", code, text)
 	}
 }
 
