@@ -127,15 +127,19 @@ func (s *Server) authorise(ctx context.Context, r *http.Request, claims wire.Cla
 }
 
 // runningPromotion reads the Promotion that the claims name. One that is about
-// to run is waited for.
+// to run is waited for, and so is the permission to read it.
 func (s *Server) runningPromotion(ctx context.Context, claims wire.Claims) (*kargoapi.Promotion, error) {
 	for until := time.Now().Add(pendingWait); ; {
 		p, err := s.Cluster.Promotion(ctx, claims.Namespace, claims.Promotion)
+		forbidden := errors.Is(err, cluster.ErrForbidden)
 		switch {
 		case errors.Is(err, cluster.ErrNotFound):
 			return nil, refuse(http.StatusNotFound, "there is no Promotion %q in namespace %q", claims.Promotion, claims.Namespace)
-		case errors.Is(err, cluster.ErrForbidden):
+		case forbidden && time.Now().After(until):
 			return nil, refuse(http.StatusForbidden, "the sidecar may not read Promotions: it needs the service account of Kargo's controller (%v)", err)
+		case forbidden:
+			// An API server that has just started may not know its roles yet.
+			p = &kargoapi.Promotion{}
 		case err != nil:
 			s.Log.Warn("cannot read a Promotion", "namespace", claims.Namespace, "promotion", claims.Promotion, "error", err)
 			return nil, notNow("the sidecar cannot ask the API server for the Promotion yet: %v", err)
@@ -152,7 +156,7 @@ func (s *Server) runningPromotion(ctx context.Context, claims wire.Claims) (*kar
 		if p.AbortRequested() {
 			return nil, notNow("%v", errAborting)
 		}
-		if time.Now().After(until) {
+		if !forbidden && time.Now().After(until) {
 			return nil, notNow("the Promotion is not running yet")
 		}
 		select {

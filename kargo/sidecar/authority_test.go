@@ -220,26 +220,27 @@ func TestAuthority(t *testing.T) {
 		{"a Promotion without a UID", func(w *world) { w.p.change(func(o *kargoapi.Promotion) { o.UID = "" }) }, 409, steps.Failed, "replaced"},
 	} {
 		t.Run(tc.reason, func(t *testing.T) {
-			b := newBench(t)
-			w := &world{bench: b, p: b.promote("acme", "p1")}
-			w.r = w.p.request()
-			tc.change(w)
-			code, answer := b.send(w.r)
-			if code != tc.code || answer.Status != tc.status || !strings.Contains(answer.Message, tc.says) {
-				t.Errorf("answered %d, %s: %s\nwant %d, %s, …%s…", code, answer.Status, answer.Message, tc.code, tc.status, tc.says)
-			}
-			want := 0
-			if tc.status == steps.Succeeded {
-				want = 1
-			}
-			if b.attempts() != want {
-				t.Errorf("the step ran %d times, want %d", b.attempts(), want)
-			}
-			for _, secret := range []string{w.p.token, projectKeyOf("acme"), projectKeyOf("evil")} {
-				if strings.Contains(answer.Message+b.log.String(), secret) {
-					t.Errorf("a secret is in the answer or the log")
+			inBubble(t, func(t *testing.T, b *bench) {
+				w := &world{bench: b, p: b.promote("acme", "p1")}
+				w.r = w.p.request()
+				tc.change(w)
+				code, answer := b.send(w.r)
+				if code != tc.code || answer.Status != tc.status || !strings.Contains(answer.Message, tc.says) {
+					t.Errorf("answered %d, %s: %s\nwant %d, %s, …%s…", code, answer.Status, answer.Message, tc.code, tc.status, tc.says)
 				}
-			}
+				want := 0
+				if tc.status == steps.Succeeded {
+					want = 1
+				}
+				if b.attempts() != want {
+					t.Errorf("the step ran %d times, want %d", b.attempts(), want)
+				}
+				for _, secret := range []string{w.p.token, projectKeyOf("acme"), projectKeyOf("evil")} {
+					if strings.Contains(answer.Message+b.log.String(), secret) {
+						t.Errorf("a secret is in the answer or the log")
+					}
+				}
+			})
 		})
 	}
 }

@@ -631,6 +631,23 @@ func (c stagelessCluster) Stage(context.Context, string, string) (*kargoapi.Stag
 	return nil, c.err
 }
 
+// TestAPIServerThatJustStarted: for a moment it allows nothing to anybody.
+func TestAPIServerThatJustStarted(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		p := b.promote("acme", "p1")
+		allow := func(err error) {
+			b.cluster.mu.Lock()
+			defer b.cluster.mu.Unlock()
+			b.cluster.down = err
+		}
+		allow(&cluster.StatusError{Code: http.StatusForbidden})
+		time.AfterFunc(2*time.Second, func() { allow(nil) })
+		if a := p.post(); a.Status != steps.Succeeded {
+			t.Errorf("answered %s: %s", a.Status, a.Message)
+		}
+	})
+}
+
 func TestPending(t *testing.T) {
 	inBubble(t, func(t *testing.T, b *bench) {
 		p := b.promote("acme", "p1")
