@@ -198,9 +198,12 @@ func TestRetryOfTheUser(t *testing.T) {
 // TestLostAnswers has a sidecar that restarts: its lost answers do not end the
 // step, and each attempt says how many were lost.
 func TestLostAnswers(t *testing.T) {
+	var mu sync.Mutex // a cut connection orders nothing
 	var attempts []wire.Attempt
 	out := promote(t, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		got := receive(t, req)
+		mu.Lock()
+		defer mu.Unlock()
 		attempts = append(attempts, got.Attempt)
 		switch len(attempts) {
 		case 2, 3:
@@ -214,6 +217,8 @@ func TestLostAnswers(t *testing.T) {
 	if out.Phase != kargoapi.PromotionSucceeded {
 		t.Fatalf("%s: %s", out.Phase, out.Message)
 	}
+	mu.Lock()
+	defer mu.Unlock()
 	var counts []uint32
 	for _, a := range attempts {
 		counts = append(counts, a.ErrorCount)
