@@ -108,7 +108,7 @@ func compareCase(text string, answer []byte, workDir string) error {
 	}
 	switch refused := want.InflationError != "" || len(want.WebhookErrors) > 0; {
 	case want.InflationError != "" && err == nil:
-		return fmt.Errorf("Kargo refuses this: %s", want.InflationError) //nolint:staticcheck // a name
+		return fmt.Errorf("Kargo refuses this: %s", want.InflationError)
 	case err != nil && refused:
 		return nil
 	case err != nil:

@@ -151,7 +151,7 @@ func (s *servers) repository(name string) (url string, err error) {
 // serveTLS serves h at an address, with httptest's certificate, which is its
 // own authority and for 127.0.0.1 only.
 func serveTLS(h http.Handler, address string) (*httptest.Server, error) {
-	l, err := net.Listen("tcp", address) //nolint:noctx // listening does not wait
+	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen: %w", err)
 	}

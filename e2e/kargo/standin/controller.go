@@ -56,6 +56,10 @@ type Options struct {
 	BeforePass func(namespace, promotion string)
 }
 
+// turnPoll is how often a Promotion that waits for its turn is looked at, as
+// Kargo's own are again and again.
+const turnPoll = 10 * time.Second
+
 // KargoRequeue is Kargo's own Options.Requeue.
 func KargoRequeue(asked *time.Duration) time.Duration {
 	if asked == nil {
@@ -173,9 +177,11 @@ func (c *promotionController) Reconcile(ctx context.Context, req reconcile.Reque
 	if !c.turn(req.NamespacedName, p.Spec.Stage) {
 		if p.Status.Phase == "" {
 			p.Status.Phase = kargoapi.PromotionPending
-			return reconcile.Result{}, c.store(ctx, u, p)
+			if err := c.store(ctx, u, p); err != nil {
+				return reconcile.Result{}, client.IgnoreNotFound(err)
+			}
 		}
-		return reconcile.Result{}, nil
+		return reconcile.Result{RequeueAfter: turnPoll}, nil // it is also woken when its turn comes
 	}
 	if p.Status.Phase != kargoapi.PromotionRunning {
 		now := time.Now()
