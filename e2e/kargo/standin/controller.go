@@ -16,6 +16,7 @@ import (
 
 	"github.com/go-logr/logr"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -93,7 +94,7 @@ func Run(ctx context.Context, cluster *rest.Config, o Options) error {
 	if err != nil {
 		return fmt.Errorf("cannot make a client: %w", err)
 	}
-	c := &promotionController{Options: o, client: direct, turns: map[types.NamespacedName][]string{}, next: make(chan event.GenericEvent, 1024)}
+	c := &promotionController{Options: o, client: direct, running: map[types.NamespacedName]string{}, done: map[types.NamespacedName]bool{}, next: make(chan event.GenericEvent, 1024)}
 	if c.engine, err = engine(cluster, direct); err != nil {
 		return err
 	}
@@ -151,9 +152,10 @@ type promotionController struct {
 	next   chan event.GenericEvent
 
 	mu sync.Mutex
-	// turns are the unfinished Promotions of each Stage, oldest first: the
-	// first one runs.
-	turns map[types.NamespacedName][]string
+	// running has the Promotion of each Stage that is worked on, done those that
+	// are over.
+	running map[types.NamespacedName]string
+	done    map[types.NamespacedName]bool
 }
 
 // Reconcile implements reconcile.Reconciler: it brings a Promotion one pass
@@ -161,20 +163,20 @@ type promotionController struct {
 func (c *promotionController) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	u, p, err := read[kargoapi.Promotion](ctx, c.client, kargoKind(kargoapi.KindPromotion), req.Namespace, req.Name)
 	if apierrors.IsNotFound(err) {
-		c.finished(req.NamespacedName)
+		c.finished(ctx, req.NamespacedName)
 		return reconcile.Result{}, nil
 	}
 	if err != nil {
 		return reconcile.Result{}, err
 	}
 	if p.Status.Phase.Terminal() || p.DeletionTimestamp != nil {
-		c.finished(req.NamespacedName)
+		c.finished(ctx, req.NamespacedName)
 		return reconcile.Result{}, nil
 	}
 	if by, wanted := abort(p.Annotations); wanted {
 		return reconcile.Result{}, c.abort(ctx, u, p, by)
 	}
-	if !c.turn(req.NamespacedName, p.Spec.Stage) {
+	if !c.turn(ctx, req.NamespacedName, p.Spec.Stage) {
 		if p.Status.Phase == "" {
 			p.Status.Phase = kargoapi.PromotionPending
 			if err := c.store(ctx, u, p); err != nil {
@@ -199,7 +201,7 @@ func (c *promotionController) Reconcile(ctx context.Context, req reconcile.Reque
 	}
 	switch {
 	case p.Status.Phase.Terminal():
-		c.finished(req.NamespacedName)
+		c.finished(ctx, req.NamespacedName)
 		return reconcile.Result{}, nil
 	case passErr != nil:
 		return reconcile.Result{}, passErr
@@ -293,7 +295,7 @@ func (c *promotionController) abort(ctx context.Context, u *unstructured.Unstruc
 	if err := c.store(ctx, u, p); err != nil {
 		return client.IgnoreNotFound(err)
 	}
-	c.finished(client.ObjectKeyFromObject(u))
+	c.finished(ctx, client.ObjectKeyFromObject(u))
 	return nil
 }
 
@@ -327,43 +329,54 @@ func second(t *time.Time) *time.Time {
 	return &s
 }
 
-// turn tells whether a Promotion is the first of its Stage that is not finished.
-func (c *promotionController) turn(p types.NamespacedName, stage string) bool {
+// turn tells whether a Promotion may run: no other of its Stage does, and none
+// that is not over is older.
+func (c *promotionController) turn(ctx context.Context, p types.NamespacedName, stage string) bool {
+	key := types.NamespacedName{Namespace: p.Namespace, Name: stage}
+	oldest := c.oldest(ctx, key)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	key := types.NamespacedName{Namespace: p.Namespace, Name: stage}
-	waiting := c.turns[key]
-	if !slices.Contains(waiting, p.Name) {
-		waiting = append(waiting, p.Name)
-		slices.Sort(waiting) // names of one Stage sort by age
-		// The one that has begun goes on, even if an older one turns up.
-		if running := c.turns[key]; len(running) > 0 {
-			i := slices.Index(waiting, running[0])
-			waiting = slices.Insert(slices.Delete(waiting, i, i+1), 0, running[0])
-		}
-		c.turns[key] = waiting
+	if c.running[key] == "" && oldest == p.Name {
+		c.running[key] = p.Name
 	}
-	return waiting[0] == p.Name
+	return c.running[key] == p.Name
+}
+
+// oldest is the oldest Promotion of a Stage that is not over; empty if there is
+// none, or if the API server does not say.
+func (c *promotionController) oldest(ctx context.Context, stage types.NamespacedName) string {
+	list := &metav1.PartialObjectMetadataList{}
+	list.SetGroupVersionKind(kargoKind(kargoapi.KindPromotion + "List"))
+	if err := c.client.List(ctx, list, client.InNamespace(stage.Namespace)); err != nil {
+		return ""
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	oldest := ""
+	for _, p := range list.Items {
+		if strings.HasPrefix(p.Name, stage.Name+".") && !c.done[client.ObjectKeyFromObject(&p)] && (oldest == "" || p.Name < oldest) {
+			oldest = p.Name // names of one Stage sort by age
+		}
+	}
+	return oldest
 }
 
 // finished gives a Promotion's turn to the next of its Stage.
-func (c *promotionController) finished(p types.NamespacedName) {
+func (c *promotionController) finished(ctx context.Context, p types.NamespacedName) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	for key, waiting := range c.turns {
-		if key.Namespace != p.Namespace || !strings.HasPrefix(p.Name, key.Name+".") {
-			continue
-		}
-		i := slices.Index(waiting, p.Name)
-		if i < 0 {
-			continue
-		}
-		waiting = slices.Delete(waiting, i, i+1)
-		c.turns[key] = waiting
-		if i == 0 && len(waiting) > 0 {
-			c.wake(p.Namespace, waiting[0])
-		}
+	known := c.done[p]
+	c.done[p] = true
+	stage, _, _ := strings.Cut(p.Name, ".")
+	key := types.NamespacedName{Namespace: p.Namespace, Name: stage}
+	if c.running[key] == p.Name {
+		delete(c.running, key)
+	}
+	c.mu.Unlock()
+	if known {
 		return
+	}
+	if next := c.oldest(ctx, key); next != "" {
+		c.wake(p.Namespace, next)
 	}
 }
 
