@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -160,9 +161,28 @@ func taskFile(t *testing.T) string {
 // stepd runs a command line in this process.
 func stepd(t *testing.T, args ...string) (output string, code int) {
 	t.Helper()
-	var out bytes.Buffer
+	var out terminalBuffer
 	code = run(t.Context(), args, stdio{in: strings.NewReader(""), out: &out, err: &out})
 	return out.String(), code
+}
+
+// terminalBuffer can be written to while it is read, like a terminal: go-plugin
+// may still log that a connection has ended when run returns.
+type terminalBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *terminalBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *terminalBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
 }
 
 func repository(t *testing.T) string {
