@@ -36,6 +36,8 @@ check: build ## what must hold before anything lands: format, vet, lint, fresh g
 	go mod tidy -diff
 	cd e2e && go mod tidy -diff
 	cd image && go mod tidy -diff
+	cd e2e/servers/kube && go mod tidy -diff
+	cd e2e/servers/tsa && go mod tidy -diff
 	@bash scripts/check-generated.sh
 	@bash scripts/check-golden.sh
 	@bash scripts/check-vulnerabilities.sh $(GOVULNCHECK)
