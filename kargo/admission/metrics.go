@@ -5,8 +5,9 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/stepd/stepd/internal/stepmetrics"
 )
 
 // metrics are the webhook's, in a registry of their own.
@@ -18,7 +19,7 @@ type metrics struct {
 
 func newMetrics(version string, expiry func() time.Time, ready func() error) *metrics {
 	m := &metrics{
-		registry: prometheus.NewRegistry(),
+		registry: stepmetrics.NewRegistry(version),
 		reviews: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "stepd_admissions_total",
 			Help: "AdmissionReviews by webhook (mutate, validate) and outcome: allowed, rewritten, denied, failed or malformed. The last three keep the object out.",
@@ -28,11 +29,7 @@ func newMetrics(version string, expiry func() time.Time, ready func() error) *me
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}, []string{"webhook"}),
 	}
-	info := prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "stepd_build_info", Help: "1, with the version as a label.", ConstLabels: prometheus.Labels{"version": version},
-	})
-	info.Set(1)
-	m.registry.MustRegister(m.reviews, m.duration, info,
+	m.registry.MustRegister(m.reviews, m.duration,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "stepd_webhook_certificate_expiry_seconds", Help: "When the serving certificate ends, in seconds since 1970; 0 without one.",
 		}, func() float64 {
@@ -49,8 +46,6 @@ func newMetrics(version string, expiry func() time.Time, ready func() error) *me
 			}
 			return 0
 		}),
-		collectors.NewGoCollector(),
-		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	return m
 }

@@ -13,6 +13,7 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/stepd/stepd/internal/stepmetrics"
 	"github.com/stepd/stepd/runner/rpc"
 	"github.com/stepd/stepd/steps"
 )
@@ -82,7 +83,7 @@ func (t *Tracing) start(ctx context.Context, a rpc.Attempt) (context.Context, fu
 	))
 	return ctx, func(r steps.Result, err error) {
 		span.SetAttributes(attribute.String("stepd.status", string(r.Status)))
-		if why := reason(r, err); why != "" {
+		if why := stepmetrics.Reason(r.Status, err); why != "" {
 			span.SetStatus(codes.Error, why)
 		}
 		span.End()
