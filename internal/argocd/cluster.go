@@ -1,12 +1,10 @@
 package argocd
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -16,6 +14,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/stepd/stepd/internal/effects"
+	"github.com/stepd/stepd/internal/jsonapi"
 )
 
 const (
@@ -117,54 +116,23 @@ func resource(namespace, name string) string {
 func (c *Cluster) do(ctx context.Context, method, path string, body, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	var content io.Reader
-	if body != nil {
-		text, err := json.Marshal(body)
-		if err != nil {
-			return err
-		}
-		content = bytes.NewReader(text)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, c.server+path, content)
+	req, err := jsonapi.NewRequest(ctx, method, c.server+path, "application/merge-patch+json", body)
 	if err != nil {
 		return err
 	}
-	req.Header.Set("Accept", "application/json")
-	if body != nil {
-		req.Header.Set("Content-Type", "application/merge-patch+json")
-	}
-	resp, err := c.client.Do(req)
-	if err != nil {
-		return fmt.Errorf("cannot reach the Kubernetes API: %w", err)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
+	code, text, err := jsonapi.Do(c.client, req, "the Kubernetes API", maxBody)
 	switch {
 	case err != nil:
-		return fmt.Errorf("cannot read the Kubernetes API's answer: %w", err)
-	case len(text) > maxBody:
-		return errors.New("the Kubernetes API's answer is larger than 32 MiB")
-	case resp.StatusCode == http.StatusNotFound:
+		return err
+	case code == http.StatusNotFound:
 		return ErrNotFound
-	case resp.StatusCode/100 != 2:
-		return fmt.Errorf("the Kubernetes API answered %s: %s", resp.Status, statusMessage(text))
+	case code/100 != 2:
+		return fmt.Errorf("the Kubernetes API answered %d %s: %s", code, http.StatusText(code), jsonapi.StatusMessage(text))
 	}
 	if err := json.Unmarshal(text, into); err != nil {
 		return fmt.Errorf("cannot decode the Kubernetes API's answer: %w", err)
 	}
 	return nil
-}
-
-// statusMessage is the message of a metav1.Status, or the start of whatever
-// came instead.
-func statusMessage(body []byte) string {
-	var status struct {
-		Message string `json:"message"`
-	}
-	if json.Unmarshal(body, &status) == nil && status.Message != "" {
-		return status.Message
-	}
-	return fmt.Sprintf("%.200q", body)
 }
 
 // convert turns from into into by way of JSON.

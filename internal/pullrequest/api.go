@@ -1,18 +1,17 @@
 package pullrequest
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strings"
 	"time"
 
+	"github.com/stepd/stepd/internal/jsonapi"
 	"github.com/stepd/stepd/internal/repourl"
 )
 
@@ -75,39 +74,20 @@ func (e *statusError) Error() string {
 // do sends body, if any, to a path of the API and decodes the answer, if into
 // is not nil.
 func (a *api) do(ctx context.Context, method, path string, body, into any) error {
-	var content io.Reader
-	if body != nil {
-		text, err := json.Marshal(body)
-		if err != nil {
-			return err
-		}
-		content = bytes.NewReader(text)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, a.scheme+"://"+path, content)
+	req, err := jsonapi.NewRequest(ctx, method, a.scheme+"://"+path, "application/json", body)
 	if err != nil {
 		return err
 	}
-	req.Header.Set("Accept", "application/json")
 	req.Header.Set("User-Agent", "stepd")
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
 	if a.token != "" { // all three providers take it; Go drops it on a redirect elsewhere
 		req.Header.Set("Authorization", "Bearer "+a.token)
 	}
-	resp, err := a.client.Do(req)
-	if err != nil {
-		return fmt.Errorf("cannot reach the provider: %w", err)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
+	code, text, err := jsonapi.Do(a.client, req, "the provider", maxBody)
 	switch {
 	case err != nil:
-		return fmt.Errorf("cannot read the provider's answer: %w", err)
-	case len(text) > maxBody:
-		return errors.New("the provider's answer is larger than 4 MiB")
-	case resp.StatusCode/100 != 2:
-		return &statusError{resp.StatusCode, message(text)}
+		return err
+	case code/100 != 2:
+		return &statusError{code, message(text)}
 	case into == nil:
 		return nil
 	}

@@ -1,17 +1,17 @@
 package cluster
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strings"
 
 	"k8s.io/client-go/rest"
+
+	"github.com/stepd/stepd/internal/jsonapi"
 )
 
 // maxAnswer bounds one answer of the API server, in bytes. A single object is
@@ -102,41 +102,22 @@ func (c *Client) get(ctx context.Context, path path, query url.Values, out any) 
 // do makes one request with in as JSON, if not nil, and decodes the answer into
 // out, if not nil.
 func (c *Client) do(ctx context.Context, method string, path path, query url.Values, in, out any) error {
-	var body io.Reader
-	if in != nil {
-		text, err := json.Marshal(in)
-		if err != nil {
-			return fmt.Errorf("cannot encode the request: %w", err)
-		}
-		body = bytes.NewReader(text)
-	}
 	escaped, err := path.escaped()
 	if err != nil {
 		return err
 	}
 	address := c.base.JoinPath(escaped)
 	address.RawQuery = query.Encode()
-	req, err := http.NewRequestWithContext(ctx, method, address.String(), body)
+	req, err := jsonapi.NewRequest(ctx, method, address.String(), "application/json", in)
 	if err != nil {
-		return fmt.Errorf("cannot make the request: %w", err)
+		return err
 	}
-	req.Header.Set("Accept", "application/json")
-	if in != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return fmt.Errorf("cannot reach the API server: %w", err)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	code, text, err := jsonapi.Do(c.http, req, "the API server", maxAnswer)
 	switch {
 	case err != nil:
-		return fmt.Errorf("cannot read the API server's answer: %w", err)
-	case len(text) > maxAnswer:
-		return fmt.Errorf("the API server's answer is larger than %d bytes", maxAnswer)
-	case resp.StatusCode/100 != 2:
-		return &StatusError{Code: resp.StatusCode, Message: statusMessage(text)}
+		return err
+	case code/100 != 2:
+		return &StatusError{Code: code, Message: jsonapi.StatusMessage(text)}
 	case out == nil:
 		return nil
 	}
@@ -144,16 +125,4 @@ func (c *Client) do(ctx context.Context, method string, path path, query url.Val
 		return fmt.Errorf("cannot decode the API server's answer: %w", err)
 	}
 	return nil
-}
-
-// statusMessage is the message of a metav1.Status, or the start of whatever came
-// instead, as when something other than an API server answers.
-func statusMessage(body []byte) string {
-	var status struct {
-		Message string `json:"message"`
-	}
-	if json.Unmarshal(body, &status) == nil && status.Message != "" {
-		return status.Message
-	}
-	return fmt.Sprintf("%.200q", body)
 }
