@@ -238,10 +238,10 @@ func (s *server) serve(ctx context.Context) error {
 		go func() { failed <- f() }()
 	}
 	if s.grpc != nil {
-		start(func() error { return s.grpc.Serve(s.grpcListener) })
+		start(func() error { return serveGRPC(s.grpc, s.grpcListener) })
 	}
 	if s.inner != nil {
-		start(func() error { return s.inner.Serve(s.pipe) })
+		start(func() error { return serveGRPC(s.inner, s.pipe) })
 	}
 	for _, w := range s.webs {
 		start(func() error {
@@ -263,6 +263,14 @@ func (s *server) serve(ctx context.Context) error {
 		err = errors.Join(err, <-failed)
 	}
 	return err
+}
+
+// serveGRPC serves until the server is stopped, which may be before it began.
+func serveGRPC(g *grpc.Server, l net.Listener) error {
+	if err := g.Serve(l); !errors.Is(err, grpc.ErrServerStopped) {
+		return err
+	}
+	return nil
 }
 
 // lastWords is how long the answers of cancelled calls have to be sent.

@@ -777,6 +777,23 @@ func TestSocketInTheWay(t *testing.T) {
 	start(t, serve.Options{GRPC: parse(t, "unix:"+stale)})
 }
 
+// A server that is stopped before it has begun to serve was stopped, no more.
+func TestStoppedAtOnce(t *testing.T) {
+	dirs, err := rpc.OpenWorkDirs(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dirs.Close()
+	for range 50 {
+		ctx, cancel := context.WithCancel(t.Context())
+		opts := serve.Options{GRPC: parse(t, "unix:"+filepath.Join(t.TempDir(), "s")), Ready: func(map[string]net.Addr) { cancel() }}
+		opts.Steps.Steps, opts.Steps.WorkDirs = contracttest.Steps(), dirs
+		if err := serve.Run(ctx, opts); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func get(t *testing.T, url string) string {
 	t.Helper()
 	resp, err := http.Get(url)
