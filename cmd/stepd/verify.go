@@ -16,6 +16,7 @@ import (
 	"github.com/stepd/stepd/internal/configschema"
 	"github.com/stepd/stepd/internal/credentials"
 	"github.com/stepd/stepd/internal/sigverify"
+	"github.com/stepd/stepd/internal/startup"
 	"github.com/stepd/stepd/schemas"
 	"github.com/stepd/stepd/steps"
 	"github.com/stepd/stepd/steps/ociverified"
@@ -37,6 +38,10 @@ the place of imageRef.
 
 It exits with 0 if the artifact is acceptable, 3 if it is refused, 2 if the policy cannot be
 used, and 1 if no decision could be made, for example because the registry fails.`
+
+// verifyMemory is what Go may manage while one artifact is verified. With the
+// program itself it stays below 64 MiB, however large the candidates are.
+const verifyMemory = 32 << 20
 
 // verifyFlags are the policy as flags.
 type verifyFlags struct {
@@ -105,6 +110,7 @@ func newVerifyCommand(a *app) *cobra.Command {
 	f.add(cmd.Flags())
 	output := outputFlag(cmd, "text", "json")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		startup.LimitMemory(verifyMemory)
 		sc, err := f.context(cmd.Flags(), args, a.in)
 		if err != nil {
 			return usageError("%w", err)
