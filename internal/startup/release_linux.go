@@ -13,7 +13,10 @@ import (
 // mapped anew, from the page cache.
 //
 // It is an economy: where it cannot be had, nothing is lost.
-func releaseProgram() {
+func releaseProgram() { adviseProgram(syscall.MADV_DONTNEED) }
+
+// adviseProgram gives advice (madvise(2)) about the pages of the program's file.
+func adviseProgram(advice uintptr) {
 	exe, err := os.Readlink("/proc/self/exe")
 	if err != nil {
 		return
@@ -35,6 +38,6 @@ func releaseProgram() {
 		if err1 != nil || err2 != nil || low >= high {
 			continue
 		}
-		_, _, _ = syscall.RawSyscall(syscall.SYS_MADVISE, uintptr(low), uintptr(high-low), syscall.MADV_DONTNEED)
+		_, _, _ = syscall.RawSyscall(syscall.SYS_MADVISE, uintptr(low), uintptr(high-low), advice)
 	}
 }

@@ -9,6 +9,8 @@ import (
 
 // What is not used again is no longer resident.
 func TestReleaseProgram(t *testing.T) {
+	const populateRead = 22 // MADV_POPULATE_READ; Linux 5.14
+	adviseProgram(populateRead)
 	before := resident(t, "RssFile:")
 	releaseProgram()
 	if after := resident(t, "RssFile:"); after >= before {
