@@ -183,26 +183,34 @@ func deltaTargetSize(delta []byte) uint64 {
 	return size
 }
 
+// packed is an object as it stands in a pack.
+type packed struct {
+	typ  plumbing.ObjectType
+	base []byte // id of the delta's base
+	data []byte
+}
+
 // writePack writes a thin pack: trees as deltas against the trees they were
 // made from, when that is shorter.
 func writePack(w *bytes.Buffer, objects []Object) error {
+	entries := make([]packed, len(objects))
+	size := 0
+	for i, o := range objects {
+		entries[i] = pack(o)
+		size += len(entries[i].data)
+	}
+	z, err := zlib.NewWriterLevel(w, level(size)) // one for all: each would allocate most of a megabyte
+	if err != nil {
+		return fmt.Errorf("cannot compress objects: %w", err)
+	}
 	start := w.Len()
 	w.WriteString("PACK")
 	_ = binary.Write(w, binary.BigEndian, []uint32{2, uint32(len(objects))}) //nolint:gosec // bounded by the caller's memory; a Buffer does not fail
-	z := zlib.NewWriter(w)                                                   // one for all: each would allocate most of a megabyte
-	for _, o := range objects {
-		typ, data := o.Type, o.Data
-		var base []byte
-		if o.base != nil && len(o.Data) > 64 {
-			delta := packfile.DiffDelta(o.base.Data, o.Data)
-			if len(delta) < len(data)/2 {
-				typ, data, base = plumbing.REFDeltaObject, delta, o.base.ID[:]
-			}
-		}
-		writeObjectHeader(w, typ, len(data))
-		w.Write(base)
+	for _, e := range entries {
+		writeObjectHeader(w, e.typ, len(e.data))
+		w.Write(e.base)
 		z.Reset(w)
-		if _, err := z.Write(data); err != nil {
+		if _, err := z.Write(e.data); err != nil {
 			return fmt.Errorf("cannot compress an object: %w", err)
 		}
 		if err := z.Close(); err != nil {
@@ -212,6 +220,28 @@ func writePack(w *bytes.Buffer, objects []Object) error {
 	sum := sha1.Sum(w.Bytes()[start:]) //nolint:gosec // see the import
 	w.Write(sum[:])
 	return nil
+}
+
+// pack chooses between an object and its delta.
+func pack(o Object) packed {
+	if o.base != nil && len(o.Data) > 64 {
+		if delta := packfile.DiffDelta(o.base.Data, o.Data); len(delta) < len(o.Data)/2 {
+			return packed{plumbing.REFDeltaObject, o.base.ID[:], delta}
+		}
+	}
+	return packed{typ: o.Type, data: o.Data}
+}
+
+// smallPack is the size up to which compressing well costs more than it saves:
+// the tables for it are half a megabyte of memory to be brought in, and a few
+// kilobytes come out nearly the same.
+const smallPack = 64 << 10
+
+func level(size int) int {
+	if size <= smallPack {
+		return zlib.BestSpeed
+	}
+	return zlib.DefaultCompression
 }
 
 // writeObjectHeader writes type and size (gitformat-pack, "object entries").
