@@ -10,12 +10,19 @@ package gitremote
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/go-git/go-billy/v5/osfs"
+	"github.com/go-git/go-git/v5/plumbing"
+	"github.com/go-git/go-git/v5/plumbing/cache"
+	"github.com/go-git/go-git/v5/storage/filesystem"
 
 	"github.com/stepd/stepd/internal/effects"
 	"github.com/stepd/stepd/internal/gitcli"
@@ -70,9 +77,11 @@ func (live) Open(_ context.Context, repo Repository) ([]gitcli.Setting, error) {
 }
 
 // Kept is another edge that keeps pushes to itself: gitrepo.Recording. What it
-// keeps of a repository by its URL is in the mirrors, too.
+// keeps of a repository by its URL is in the mirrors, too, and it is told of what
+// is pushed to them.
 type Kept interface {
 	Kept(url string) (heads map[string]gitrepo.Hash, objects []gitrepo.Object)
+	Keep(url string, push gitrepo.Elsewhere) error
 }
 
 // Scratch is an edge that keeps every push in mirrors below a directory of its
@@ -126,7 +135,7 @@ func (s *Scratch) Open(ctx context.Context, repo Repository) ([]gitcli.Setting, 
 		return nil, fmt.Errorf("cannot mirror %s: %w", repo.URL, m.err)
 	}
 	if s.kept != nil {
-		if err := m.take(ctx, repo.URL, s.kept); err != nil {
+		if err := m.take(ctx, repo, s.kept); err != nil {
 			return nil, fmt.Errorf("cannot mirror what was recorded of %s: %w", repo.URL, err)
 		}
 	}
@@ -172,13 +181,13 @@ func clone(ctx context.Context, dir string, repo Repository) error {
 	return nil
 }
 
-// take adds what another edge keeps of the repository. A branch of the mirror that
-// was pushed to since, or moved on the server, stays as it is.
-func (m *mirror) take(ctx context.Context, url string, kept Kept) error {
+// take brings the branches that recorded pushes moved, here or on the other
+// edge, to where that edge has them.
+func (m *mirror) take(ctx context.Context, repo Repository, kept Kept) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var env gitcli.Env
-	heads, objects := kept.Kept(url)
+	heads, objects := kept.Kept(repo.URL)
 	for _, o := range objects[m.taken:] {
 		id, err := env.RunInput(ctx, m.dir, o.Data, "hash-object", "-w", "--stdin", "-t", o.Type.String())
 		if err != nil {
@@ -190,17 +199,109 @@ func (m *mirror) take(ctx context.Context, url string, kept Kept) error {
 	}
 	m.taken = len(objects)
 	for branch, id := range heads {
-		ref := "refs/heads/" + branch
-		if old, err := env.Run(ctx, m.dir, "rev-parse", "--verify", "--quiet", ref); err == nil {
-			if _, err := env.Run(ctx, m.dir, "merge-base", "--is-ancestor", strings.TrimSpace(old), id.String()); err != nil {
-				continue
-			}
+		if err := m.complete(ctx, repo, id); err != nil {
+			return fmt.Errorf("branch %s: %w", branch, err)
 		}
-		if _, err := env.Run(ctx, m.dir, "update-ref", ref, id.String()); err != nil {
+		if _, err := env.Run(ctx, m.dir, "update-ref", "refs/heads/"+branch, id.String()); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// complete makes sure that all of a commit is in the mirror. The other edge may
+// have built it on what came to the server after the mirror was made.
+func (m *mirror) complete(ctx context.Context, repo Repository, id gitrepo.Hash) error {
+	var env gitcli.Env
+	check := func() error {
+		_, err := env.Run(ctx, m.dir, "rev-list", "--objects", "--quiet", id.String(), "--not", "--all")
+		return err
+	}
+	if check() == nil {
+		return nil
+	}
+	server := gitcli.Env{Auth: repo.Auth, Settings: repo.Settings}
+	if _, err := server.Run(ctx, m.dir, "fetch", "--quiet", "--no-tags", "--", repo.URL, "+refs/heads/*:refs/server/*"); err != nil {
+		return err
+	}
+	if err := check(); err != nil {
+		return fmt.Errorf("the server no longer has what was committed on: %w", err)
+	}
+	return nil
+}
+
+// Pushed implements Remotes.
+func (s *Scratch) Pushed(ctx context.Context, p Push) error {
+	if err := s.recorder.Pushed(ctx, p); err != nil {
+		return err
+	}
+	if s.kept == nil || p.Branch == "" {
+		return nil
+	}
+	m, err := s.mirror(p.RepoURL)
+	if err != nil {
+		return err
+	}
+	p.Env, p.Dir = gitcli.Env{}, m.dir // has all tips
+	ids, err := newCommits(ctx, p, -1)
+	if err != nil {
+		return fmt.Errorf("cannot list the pushed commits: %w", err)
+	}
+	commits, err := m.read(ctx, hashes(ids))
+	if err != nil {
+		return err
+	}
+	return s.kept.Keep(p.RepoURL, gitrepo.Elsewhere{Branch: p.Branch, New: plumbing.NewHash(p.New), Commits: commits, Read: m.read})
+}
+
+func hashes(ids []string) []gitrepo.Hash {
+	out := make([]gitrepo.Hash, len(ids))
+	for i, id := range ids {
+		out[i] = plumbing.NewHash(id)
+	}
+	return out
+}
+
+// maxObject bounds an object that is read from a mirror, in bytes.
+const maxObject = 64 << 20
+
+// read returns those of the objects that the mirror has and that are not too
+// large to be shown.
+func (m *mirror) read(ctx context.Context, ids []gitrepo.Hash) ([]gitrepo.Object, error) {
+	// A storage does not see the packs that come after it was opened.
+	storage := filesystem.NewStorage(osfs.New(m.dir, osfs.WithBoundOS()), cache.NewObjectLRU(cache.MiByte))
+	var objects []gitrepo.Object
+	for _, id := range ids {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		size, err := storage.EncodedObjectSize(id)
+		if errors.Is(err, plumbing.ErrObjectNotFound) || err == nil && size > maxObject {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("cannot read object %s: %w", id, err)
+		}
+		o, err := readObject(storage, id)
+		if err != nil {
+			return nil, fmt.Errorf("cannot read object %s: %w", id, err)
+		}
+		objects = append(objects, o)
+	}
+	return objects, nil
+}
+
+func readObject(storage *filesystem.Storage, id gitrepo.Hash) (gitrepo.Object, error) {
+	encoded, err := storage.EncodedObject(plumbing.AnyObject, id)
+	if err != nil {
+		return gitrepo.Object{}, err
+	}
+	r, err := encoded.Reader()
+	if err != nil {
+		return gitrepo.Object{}, err
+	}
+	data, err := io.ReadAll(io.LimitReader(r, maxObject))
+	return gitrepo.Object{ID: id, Type: encoded.Type(), Data: data}, errors.Join(err, r.Close())
 }
 
 const (
@@ -224,7 +325,7 @@ func (r recorder) Pushed(ctx context.Context, p Push) error {
 		})
 		return nil
 	}
-	commits, err := newCommits(ctx, p)
+	commits, err := newCommits(ctx, p, maxCommits)
 	if err != nil {
 		return fmt.Errorf("cannot list the pushed commits: %w", err)
 	}
@@ -239,7 +340,9 @@ func (r recorder) Pushed(ctx context.Context, p Push) error {
 	return nil
 }
 
-func newCommits(ctx context.Context, p Push) ([]string, error) {
+// newCommits lists the commits that a push made reachable, the last ones when
+// there are more than most; -1 is no bound.
+func newCommits(ctx context.Context, p Push, most int) ([]string, error) {
 	var tips strings.Builder
 	for _, id := range append([]string{p.Old}, p.Known...) {
 		if id != "" {
@@ -258,7 +361,7 @@ func newCommits(ctx context.Context, p Push) ([]string, error) {
 		}
 	}
 	out, err := p.Env.RunInput(ctx, p.Dir, []byte(known.String()),
-		"rev-list", "--reverse", "--topo-order", fmt.Sprintf("--max-count=%d", maxCommits), p.New, "--stdin")
+		"rev-list", "--reverse", "--topo-order", fmt.Sprintf("--max-count=%d", most), p.New, "--stdin")
 	return strings.Fields(out), err
 }
 

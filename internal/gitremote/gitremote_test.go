@@ -12,6 +12,7 @@ import (
 
 	"github.com/stepd/stepd/internal/effects"
 	"github.com/stepd/stepd/internal/gitcli"
+	"github.com/stepd/stepd/internal/gitrepo"
 	"github.com/stepd/stepd/internal/gitrepo/gittest"
 )
 
@@ -137,4 +138,65 @@ func TestScratchReadsOnly(t *testing.T) {
 	if refs := fmt.Sprint(s.MustGit(t, "a.git", "for-each-ref", "--format=%(refname)")); refs != "refs/heads/main" {
 		t.Errorf("the server has %s", refs)
 	}
+}
+
+// The other edge reads the server at another time than the mirror was made.
+func TestMirrorHasWhatTheOtherEdgeBuiltOn(t *testing.T) {
+	s := server(t)
+	url := s.RepoURL("a.git")
+	recording := gitrepo.NewRecording(gitrepo.NewLive(gitrepo.LiveOptions{}), &effects.Log{})
+	scratch := NewScratch(&effects.Log{}, recording)
+	t.Cleanup(func() { _ = scratch.Close() })
+	if _, err := scratch.Open(t.Context(), Repository{URL: url}); err != nil {
+		t.Fatal(err)
+	}
+	commit := func() string {
+		t.Helper()
+		remote, err := recording.Dial(t.Context(), gitrepo.Target{URL: url})
+		if err != nil {
+			t.Fatal(err)
+		}
+		refs, err := remote.Refs(t.Context(), "main")
+		if err != nil {
+			t.Fatal(err)
+		}
+		tip := refs.Heads["main"]
+		trees, err := remote.Trees(t.Context(), tip, []string{"f"}, gitrepo.ZeroHash)
+		if err != nil {
+			t.Fatal(err)
+		}
+		data := []byte("on " + tip.String() + "\n")
+		who := gitrepo.Signature{Name: "n", Email: "e@example.com"}
+		c, _, err := gitrepo.NewCommitOn(trees, []gitrepo.Change{{Path: "f", Mode: gitrepo.ModeFile, ID: gitrepo.BlobID(data), Data: data}},
+			gitrepo.CommitSpec{Author: who, Committer: who, Message: "recorded\n"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := remote.Push(t.Context(), gitrepo.Push{Branch: "main", Old: tip, New: c.Commit.ID, Commits: []gitrepo.NewCommit{c}}); err != nil {
+			t.Fatal(err)
+		}
+		return c.Commit.ID.String()
+	}
+	check := func(reason, want string) {
+		t.Helper()
+		settings, err := scratch.Open(t.Context(), Repository{URL: url})
+		if err != nil {
+			t.Fatalf("%s: %v", reason, err)
+		}
+		dir := t.TempDir()
+		env := gitcli.Env{Settings: settings}
+		if _, err := env.Run(t.Context(), dir, "clone", "--quiet", url, "."); err != nil {
+			t.Fatalf("%s: %v", reason, err)
+		}
+		got, err := env.Run(t.Context(), dir, "log", "--format=%H %s")
+		if err != nil || !strings.HasPrefix(got, want+" recorded\n") || !strings.HasSuffix(got, " first\n") {
+			t.Errorf("%s: %v, the clone has\n%s", reason, err, got)
+		}
+	}
+	s.MustCommit(t, "a.git", "after the mirror", map[string]string{"g": "1\n"})
+	tip := commit()
+	check("built on what the mirror did not have", tip)
+	s.MustCommit(t, "a.git", "after the recorded commit", map[string]string{"g": "2\n"})
+	check("the server moved on", tip)
+	check("the second recorded commit is built on the first", commit())
 }

@@ -171,6 +171,7 @@ func (p pusher) pushBranch(ctx context.Context, sc *steps.Context, tree *workTre
 		if err != nil {
 			return err
 		}
+		p.fetchBase(ctx, tree, env, branch, heads)
 		args := []string{"push", "origin", "HEAD:refs/heads/" + branch}
 		if force {
 			args = append(args, "--force")
@@ -205,29 +206,48 @@ func raced(err error) bool {
 	return errors.As(err, &e) && rejected.MatchString(e.Output)
 }
 
+// fetchBase fetches the branch, or where it does not exist the one that is
+// checked out, when it has moved since the clone and nothing was integrated:
+// without it, the history that is there already looks as new as what is pushed. It
+// only makes the report exact, so an error is left to the push.
+func (p pusher) fetchBase(ctx context.Context, tree *workTree, env gitcli.Env, branch string, heads map[string]string) {
+	if heads[branch] == "" {
+		branch, _ = tree.branch(ctx)
+	}
+	if id := heads[branch]; id == "" || has(ctx, tree, id) {
+		return
+	}
+	_, _ = env.Run(ctx, tree.dir, "fetch", "--quiet", "--no-tags", "origin", "refs/heads/"+branch)
+}
+
+// has tells whether the clone has a commit.
+func has(ctx context.Context, tree *workTree, id string) bool {
+	_, err := tree.env.Run(ctx, tree.dir, "cat-file", "-e", id+"^{commit}")
+	return err == nil
+}
+
 // integrate brings the remote branch's commits into the work tree. After a
 // conflict the work tree is left as git left it, as Kargo does.
 func (p pusher) integrate(ctx context.Context, tree *workTree, env gitcli.Env, branch string) error {
-	how := "--rebase"
-	switch p.policy {
-	case AlwaysMerge:
-		how = "--no-rebase"
-	case RebaseOrMerge, RebaseOrFail:
+	rebase := p.policy != AlwaysMerge
+	if p.policy == RebaseOrMerge || p.policy == RebaseOrFail {
 		if _, err := env.Run(ctx, tree.dir, "fetch", "--quiet", "origin", "refs/heads/"+branch); err != nil {
 			return err
 		}
-		safe, err := rebaseIsSafe(ctx, tree, env)
-		if err != nil {
+		var err error
+		if rebase, err = rebaseIsSafe(ctx, tree, env); err != nil {
 			return err
 		}
-		if !safe && p.policy == RebaseOrFail {
+		if !rebase && p.policy == RebaseOrFail {
 			return errUnsafeRebase
 		}
-		if !safe {
-			how = "--no-rebase"
-		}
 	}
-	_, err := env.Run(ctx, tree.dir, "pull", "--quiet", "--no-edit", how, "origin", "refs/heads/"+branch)
+	var err error
+	if rebase {
+		_, err = env.Run(ctx, tree.dir, "pull", "--quiet", "--no-edit", "--rebase", "origin", "refs/heads/"+branch)
+	} else {
+		err = pullMerge(ctx, tree, env, branch)
+	}
 	if err == nil {
 		return nil
 	}
@@ -235,6 +255,26 @@ func (p pusher) integrate(ctx context.Context, tree *workTree, env gitcli.Env, b
 	if lerr == nil && unmerged != "" {
 		return fmt.Errorf("%w: %w", errMergeConflict, err)
 	}
+	return err
+}
+
+// pullMerge is `git pull --no-rebase`, but for the message of the merge: it names
+// the repository, wherever its URL leads to.
+func pullMerge(ctx context.Context, tree *workTree, env gitcli.Env, branch string) error {
+	if _, err := env.Run(ctx, tree.dir, "fetch", "--quiet", "origin", "refs/heads/"+branch); err != nil {
+		return err
+	}
+	id, err := env.Run(ctx, tree.dir, "rev-parse", "FETCH_HEAD")
+	if err != nil {
+		return err
+	}
+	// The line that git fetch writes for a URL (builtin/fetch.c).
+	fetched := fmt.Sprintf("%s\t\tbranch '%s' of %s\n", strings.TrimSpace(id), branch, strings.TrimSuffix(strings.TrimRight(tree.url, "/"), ".git"))
+	message, err := env.RunInput(ctx, tree.dir, []byte(fetched), "fmt-merge-msg")
+	if err != nil {
+		return err
+	}
+	_, err = env.Run(ctx, tree.dir, "merge", "--quiet", "-m", message, "FETCH_HEAD")
 	return err
 }
 

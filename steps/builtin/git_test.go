@@ -238,6 +238,31 @@ func TestScratchRemoteKeepsPushes(t *testing.T) {
 	}
 }
 
+// The branch moved after the clone, and the push brings nothing in: what was on
+// the server before is not reported with what is pushed.
+func TestPushReportsItsOwnCommits(t *testing.T) {
+	for reason, push := range map[string]config{
+		"a branch that is not there yet": {"path": "g", "generateTargetBranch": true},
+		"over others' commits":           {"path": "g", "force": true},
+	} {
+		server := gitopsServer(t)
+		p := newPromotion(t)
+		git := liveGit(p)
+		p.must(git.clone, config{"repoURL": server.RepoURL("gitops.git"), "checkout": []any{config{"branch": "main", "path": "g"}}})
+		server.MustCommit(t, "gitops.git", "theirs", map[string]string{"theirs": "x"})
+		p.write("g/mine", "x")
+		p.must(git.commit, config{"path": "g", "message": "mine"})
+		p.must(git.push, push)
+		var got []string
+		for _, c := range p.log.Commits() {
+			got = append(got, c.Message)
+		}
+		if diff := cmp.Diff([]string{"mine\n"}, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", reason, diff)
+		}
+	}
+}
+
 type fixedCredentials map[string]steps.Credentials
 
 func (f fixedCredentials) Get(_ context.Context, _ string, typ steps.CredentialType, repoURL string) (*steps.Credentials, error) {
