@@ -254,17 +254,28 @@ git config --global user.name Bench; git config --global user.email bench@exampl
 git config --global gc.auto 0; git config --global advice.detachedHead false
 `
 
-// kargoScript is compat.md §5.1 to §5.3.
+// kargoScript is every git command of Kargo's git-clone, git-commit and
+// git-push: a full bare clone that remembers where it came from, a look whether
+// the branch exists before it is checked out and again before the push, which
+// comes after a rebase, and a commit id for the outputs of each step.
 const kargoScript = gitSetup + `
 git clone --quiet --bare "$URL" repo
+git -C repo config kargo.repoDir "$PWD/repo"
+git -C repo config kargo.repoHomeDir "$PWD"
+git -C repo config kargo.repoOriginalURL "$URL"
+git -C repo ls-remote --quiet --heads --exit-code origin main > exists
 git -C repo worktree add --quiet ../tree main
+git -C tree rev-parse HEAD > cloned
 printf '%s\n' "$CONTENT" > "tree/$FILE"
 cd tree
 git add .
 test -n "$(git status -s)"
 git commit --quiet -m bench
+git rev-parse HEAD > ../committed
+git ls-remote --quiet --heads --exit-code origin main > ../exists
 git pull --quiet --rebase origin main
 git push --quiet origin HEAD:main
+git rev-parse HEAD > ../pushed
 `
 
 const shallowScript = gitSetup + `
