@@ -11,12 +11,12 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"sigs.k8s.io/yaml"
 
 	"github.com/stepd/stepd/internal/configschema"
 	"github.com/stepd/stepd/internal/credentials"
 	"github.com/stepd/stepd/internal/sigverify"
 	"github.com/stepd/stepd/internal/startup"
+	"github.com/stepd/stepd/internal/strictyaml"
 	"github.com/stepd/stepd/schemas"
 	"github.com/stepd/stepd/steps"
 	"github.com/stepd/stepd/steps/ociverified"
@@ -200,7 +200,7 @@ func readVerifyConfig(sc *steps.Context, name string, stdin io.Reader) error {
 	if len(data) > maxVerifyConfig {
 		return fmt.Errorf("the policy %s is larger than %d bytes", name, maxVerifyConfig)
 	}
-	if err := yaml.UnmarshalStrict(data, &sc.Config); err != nil {
+	if err := strictyaml.Unmarshal(data, &sc.Config); err != nil {
 		return fmt.Errorf("cannot parse the policy %s: %w", name, err)
 	}
 	if sc.Config == nil {

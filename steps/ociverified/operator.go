@@ -6,10 +6,9 @@ import (
 	"slices"
 	"strings"
 
-	"sigs.k8s.io/yaml"
-
 	"github.com/stepd/stepd/internal/ociart"
 	"github.com/stepd/stepd/internal/sigverify"
+	"github.com/stepd/stepd/internal/strictyaml"
 	"github.com/stepd/stepd/steps"
 )
 
@@ -57,7 +56,7 @@ func weakenable() []string {
 // trust, now.
 func ParseOperatorPolicy(data []byte, trust TrustFiles) (*OperatorPolicy, error) {
 	var file operatorFile
-	if err := yaml.UnmarshalStrict(data, &file); err != nil {
+	if err := strictyaml.Unmarshal(data, &file); err != nil {
 		return nil, fmt.Errorf("cannot parse the operator's policy: %w", err)
 	}
 	p := &OperatorPolicy{forbid: file.Forbid}
