@@ -13,17 +13,23 @@ package plugin
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"strconv"
 	"sync"
+	"syscall"
 
 	"github.com/hashicorp/go-hclog"
 	goplugin "github.com/hashicorp/go-plugin"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
 
 	stepdv1 "github.com/stepd/stepd/proto/stepd/v1"
 	"github.com/stepd/stepd/runner/plugin/protocol"
@@ -73,12 +79,17 @@ func serve(registrations []steps.Registration) error {
 	}
 	switch {
 	case os.Getenv(protocol.EnvDebug) != "":
-		return debug(config)
+		return g.debug()
 	case os.Getenv(config.MagicCookieKey) != config.MagicCookieValue:
 		return fmt.Errorf("this program is a stepd plugin and is started by stepd: install it with `stepd plugin install %s`", os.Args[0])
 	}
 	if os.Getenv(protocol.EnvWatchStdin) != "" {
 		go exitAtEndOf(os.Stdin)
+	}
+	if number := os.Getenv(protocol.EnvHostFile); number != "" {
+		if g.host, err = dialFile(number); err != nil {
+			return fmt.Errorf("cannot use the connection in %s: %w", protocol.EnvHostFile, err)
+		}
 	}
 	goplugin.Serve(config)
 	// A step that was told to stop may have to clean up. One that does not end
@@ -93,29 +104,61 @@ func exitAtEndOf(stdin io.Reader) {
 	os.Exit(1)
 }
 
-// debug serves without a host until the program is interrupted.
-func debug(config *goplugin.ServeConfig) error {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	attach := make(chan *goplugin.ReattachConfig, 1)
-	closed := make(chan struct{})
-	config.Test = &goplugin.ServeTestConfig{Context: ctx, ReattachConfigCh: attach, CloseCh: closed}
-	go goplugin.Serve(config)
-	var at *goplugin.ReattachConfig
-	select {
-	case at = <-attach:
-	case <-closed:
-		return errors.New("cannot serve")
+// dialFile makes a client of an open file that is a connection.
+func dialFile(number string) (*grpc.ClientConn, error) {
+	fd, err := strconv.ParseUint(number, 10, 16)
+	if err != nil {
+		return nil, err
 	}
-	line, err := json.Marshal(map[string]protocol.Reattach{filepath.Base(os.Args[0]): {
-		Pid: at.Pid, Network: at.Addr.Network(), Address: at.Addr.String(),
+	file := os.NewFile(uintptr(fd), "host")
+	conn, err := net.FileConn(file) // has a file of its own, which no child inherits
+	if err := errors.Join(err, file.Close()); err != nil {
+		return nil, err
+	}
+	client, err := grpc.NewClient("passthrough:host",
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithIdleTimeout(0), // there is no second connection
+		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return conn, nil }))
+	if err != nil {
+		return nil, err
+	}
+	client.Connect() // the host does not wait long for a greeting
+	return client, nil
+}
+
+// debug serves without a host until the program is interrupted, to those who
+// can enter the directory of the socket: this user.
+func (g *guest) debug() error {
+	dir, err := os.MkdirTemp("", "stepd-plugin-")
+	if err != nil {
+		return fmt.Errorf("cannot serve: %w", err)
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	listener, err := net.Listen("unix", filepath.Join(dir, "plugin")) //nolint:noctx // listening on a socket does not wait
+	if err != nil {
+		return fmt.Errorf("cannot serve: %w", err)
+	}
+	s := grpc.NewServer(grpc.MaxRecvMsgSize(rpc.MaxMessageBytes))
+	g.server.Register(s)
+	checks := health.NewServer()
+	checks.SetServingStatus(goplugin.GRPCServiceName, grpc_health_v1.HealthCheckResponse_SERVING)
+	grpc_health_v1.RegisterHealthServer(s, checks)
+	line, err := protocol.ReattachLine(map[string]protocol.Reattach{filepath.Base(os.Args[0]): {
+		Pid: os.Getpid(), Network: listener.Addr().Network(), Address: listener.Addr().String(),
 	}})
 	if err != nil {
 		return err
 	}
-	fmt.Printf("%s='%s'\n", protocol.EnvReattach, line)
-	<-closed
-	return nil
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, func() {
+		stop() // the next one ends the program the hard way
+		s.Stop()
+	})
+	fmt.Println(line)
+	err = s.Serve(listener)
+	g.server.Wait()
+	return err
 }
 
 // guest is the plugin's side of go-plugin.
@@ -123,6 +166,7 @@ type guest struct {
 	goplugin.NetRPCUnsupportedPlugin
 	server *rpc.Server
 	broker *goplugin.GRPCBroker
+	host   *grpc.ClientConn // in place of the broker, when debugged by the host
 
 	mu    sync.Mutex
 	hosts map[uint32]*grpc.ClientConn
@@ -142,9 +186,20 @@ func (g *guest) GRPCClient(context.Context, *goplugin.GRPCBroker, *grpc.ClientCo
 
 // grant makes what the host granted available. A host that cannot be reached
 // has granted nothing.
-func (g *guest) grant(_ context.Context, _ steps.Registration, req *stepdv1.RunStepRequest) steps.Capabilities {
+func (g *guest) grant(ctx context.Context, _ steps.Registration, req *stepdv1.RunStepRequest) steps.Capabilities {
 	if len(req.GetGrantedCapabilities()) == 0 || req.GetHostServiceId() == 0 {
 		return steps.Capabilities{}
+	}
+	switch {
+	case g.host != nil:
+		return rpc.HostCapabilities(g.host, req)
+	case g.broker == nil: // a person started the program
+		conn, err := protocol.DialHost(ctx)
+		if err != nil {
+			return steps.Capabilities{}
+		}
+		context.AfterFunc(ctx, func() { _ = conn.Close() }) // the attempt is over
+		return rpc.HostCapabilities(conn, req)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()

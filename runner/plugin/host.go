@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"sync"
 	"time"
 
@@ -37,8 +36,8 @@ type HostOptions struct {
 	// MaxProcesses is how many plugin processes run at a time; further steps
 	// wait for their turn: 16.
 	MaxProcesses int
-	// Debug tells how to attach a debugger to each plugin that starts.
-	Debug bool
+	// Debug makes plugins fit for a debugger; nil is no debugging.
+	Debug *Debugging
 	// Reattach names plugins that run already, for debugging.
 	Reattach map[string]protocol.Reattach
 }
@@ -147,6 +146,11 @@ type pluginRunner struct {
 // time when it was told to, is gone when Run returns, and the next attempt
 // starts another.
 func (r *pluginRunner) Run(ctx context.Context, sc *steps.Context) (steps.Result, error) {
+	if r.host.opts.Debug != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = patient(ctx, r.host.opts.Debug.Run)
+		defer cancel()
+	}
 	k := key{r.entry.Name, sc.WorkDir}
 	p, err := r.host.acquire(ctx, k, r.entry)
 	if err != nil {
@@ -207,6 +211,9 @@ func (h *Host) acquire(ctx context.Context, k key, e Entry) (*process, error) {
 		h.mu.Unlock()
 
 		err := p.startOnce()
+		if err == nil {
+			err = p.announce(ctx)
+		}
 		if err != nil {
 			h.release(k, p, true)
 			return nil, err
@@ -230,7 +237,7 @@ func (h *Host) release(k key, p *process, bad bool) {
 	if bad && !p.retired {
 		h.retire(k, p)
 	}
-	if h.idle == nil && !h.closed {
+	if h.idle == nil && !h.closed && h.opts.Debug == nil {
 		h.idle = time.AfterFunc(h.opts.IdleTimeout, h.sweep)
 	}
 	h.wake()
@@ -289,15 +296,4 @@ func (h *Host) retire(k key, p *process) {
 func (h *Host) wake() {
 	close(h.freed)
 	h.freed = make(chan struct{})
-}
-
-// resolve makes an address of what a debugged plugin printed.
-func resolve(at protocol.Reattach) (net.Addr, error) {
-	switch at.Network {
-	case "unix":
-		return net.ResolveUnixAddr("unix", at.Address)
-	case "tcp":
-		return net.ResolveTCPAddr("tcp", at.Address)
-	}
-	return nil, fmt.Errorf("cannot attach at network %q", at.Network)
 }

@@ -3,10 +3,8 @@ package plugin_test
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -14,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -23,6 +20,7 @@ import (
 	"github.com/stepd/stepd/internal/sandbox"
 	sdk "github.com/stepd/stepd/plugin"
 	"github.com/stepd/stepd/runner/contracttest"
+	"github.com/stepd/stepd/runner/guard"
 	"github.com/stepd/stepd/runner/plugin"
 	"github.com/stepd/stepd/runner/plugin/protocol"
 	"github.com/stepd/stepd/runner/rpc"
@@ -103,6 +101,26 @@ func naughty() []steps.Registration {
 	return []steps.Registration{
 		step("pid", func(context.Context, *steps.Context) (steps.Result, error) {
 			return steps.Result{Status: steps.Succeeded, Output: map[string]any{"pid": os.Getpid()}}, nil
+		}),
+		{
+			Name:     "identity",
+			Metadata: steps.Metadata{RequiredCapabilities: []steps.Capability{steps.AccessCredentials}},
+			New: func(c steps.Capabilities) steps.Runner {
+				return steps.RunnerFunc(func(ctx context.Context, sc *steps.Context) (steps.Result, error) {
+					creds, err := c.Credentials.Get(ctx, sc.Project, steps.CredentialsGit, "https://example.com/x.git")
+					if err != nil {
+						return steps.Result{}, err
+					}
+					return steps.Result{Status: steps.Succeeded, Output: map[string]any{"pid": os.Getpid(), "user": creds.Username}}, nil
+				})
+			},
+		},
+		step("obedient", func(ctx context.Context, sc *steps.Context) (steps.Result, error) {
+			if err := os.WriteFile(filepath.Join(sc.WorkDir, "started"), nil, 0); err != nil {
+				return steps.Result{}, err
+			}
+			<-ctx.Done()
+			return steps.Result{}, ctx.Err()
 		}),
 		step("suicide", func(context.Context, *steps.Context) (steps.Result, error) {
 			fmt.Fprintln(os.NewFile(2, "stderr"), "farewell")
@@ -581,9 +599,157 @@ func TestNoPluginSurvivesItsHost(t *testing.T) {
 	}
 }
 
-func TestDebugging(t *testing.T) {
+// TestDebuggingByTwoHosts: while the first step of a debugged plugin waits for
+// the user, another host runs steps in the same process, with its own
+// credentials; afterwards the first goes on as if nothing had been.
+func TestDebuggingByTwoHosts(t *testing.T) {
+	for _, tc := range []struct {
+		reason    string
+		noNetwork bool
+	}{
+		{"a live run", false},
+		{"a dry run, in which the plugin cannot connect to anything", true},
+	} {
+		t.Run(tc.reason, func(t *testing.T) {
+			opts := install(t, "stepd-step-naughty", steps.AccessCredentials)
+			opts.NoNetwork = tc.noNetwork
+			sc := &steps.Context{WorkDir: t.TempDir(), Project: "acme"}
+			var second any
+			var socket string
+			announced := 0
+			first := opts
+			first.Debug = debugging(t, func(ctx context.Context, name string, at protocol.Reattach) error {
+				announced++
+				socket = at.Address
+				if info, err := os.Stat(filepath.Dir(at.Address)); err != nil || info.Mode().Perm() != 0o700 {
+					t.Errorf("the relay's directory can be entered by others: %v, %v", info, err)
+				}
+				visitor := opts
+				visitor.Debug = debugging(t, func(context.Context, string, protocol.Reattach) error { return errors.New("it started a plugin") })
+				visitor.Reattach = map[string]protocol.Reattach{name: at}
+				for _, user := range []string{"second", "third"} { // one after the other
+					h, err := plugin.Open(visitor)
+					if err != nil {
+						return err
+					}
+					r, err := lookup(h)(t, "identity").New(steps.Capabilities{Credentials: login(user)}).Run(ctx, sc)
+					if err != nil || r.Output["user"] != user {
+						t.Errorf("through the relay: %v, %v; want the credentials of %s", r.Output, err, user)
+					}
+					second = r.Output["pid"]
+					elsewhere := &steps.Context{WorkDir: t.TempDir()}
+					if _, err := run(t, h, "pid", elsewhere); err == nil || !steps.IsTerminal(err) || !strings.Contains(err.Error(), "--workdir "+sc.WorkDir) {
+						t.Errorf("in another work dir: %v, want a terminal error with the remedy", err)
+					}
+					h.Close()
+				}
+				return nil
+			})
+			h := open(t, first)
+			for range 2 {
+				r, err := lookup(h)(t, "identity").New(steps.Capabilities{Credentials: login("first")}).Run(t.Context(), sc)
+				if err != nil || r.Output["user"] != "first" || r.Output["pid"] != second {
+					t.Errorf("got %v, %v; want the first's credentials and the process %v that the second used", r.Output, err, second)
+				}
+			}
+			if announced != 1 {
+				t.Errorf("the user was told %d times", announced)
+			}
+			h.Close()
+			if _, err := os.Stat(filepath.Dir(socket)); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("the relay's directory is left behind: %v", err)
+			}
+			gone := opts
+			gone.Reattach = map[string]protocol.Reattach{"stepd-step-naughty": {Pid: 1, Network: "unix", Address: socket}}
+			if _, err := run(t, open(t, gone), "pid", sc); err == nil || !strings.Contains(err.Error(), "it ends with the stepd that started it") {
+				t.Errorf("after the first host's end: %v", err)
+			}
+		})
+	}
+}
+
+func debugging(t *testing.T, announce func(context.Context, string, protocol.Reattach) error) *plugin.Debugging {
+	t.Helper()
+	return &plugin.Debugging{Announce: announce, Run: t.Context()}
+}
+
+func goOn(context.Context, string, protocol.Reattach) error { return nil }
+
+func TestDebuggingStopsAtUnixSockets(t *testing.T) {
 	opts := install(t, "stepd-step-naughty")
-	cmd := exec.Command(filepath.Join(opts.Dir, "stepd-step-naughty"))
+	opts.Reattach = map[string]protocol.Reattach{"stepd-step-naughty": {Network: "tcp", Address: "127.0.0.1:1"}}
+	if _, err := run(t, open(t, opts), "pid", &steps.Context{WorkDir: t.TempDir()}); err == nil || !strings.Contains(err.Error(), "only unix sockets") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestInTheDebuggerNoTimeRunsOut: a step's timeout does not end it, but the
+// user's cancellation does.
+func TestInTheDebuggerNoTimeRunsOut(t *testing.T) {
+	opts := install(t, "stepd-step-naughty")
+	user, interrupt := context.WithCancel(t.Context())
+	opts.Debug = &plugin.Debugging{Announce: goOn, Run: user}
+	h := open(t, opts)
+	sc := &steps.Context{WorkDir: t.TempDir()}
+	started := filepath.Join(sc.WorkDir, "started")
+	if err := unix.Mkfifo(started, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeoutCause(user, time.Nanosecond, guard.ErrTimeout)
+	defer cancel()
+	<-ctx.Done()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := lookup(h)(t, "obedient").New(steps.Capabilities{}).Run(ctx, sc)
+		ended <- err
+	}()
+	f, err := os.Open(started) // until the step runs, whose time was over before
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	interrupt()
+	if err := <-ended; err == nil || !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want a cancellation", err)
+	}
+}
+
+// TestContractDebugged: what is debugged is the plugin, not another behaviour.
+func TestContractDebugged(t *testing.T) {
+	opts := install(t, "stepd-step-contract", steps.AccessCredentials, steps.AccessArgoCD)
+	t.Run("started by a host", func(t *testing.T) {
+		debugged := opts
+		debugged.Debug = debugging(t, goOn)
+		contracttest.Run(t, contracttest.Subject{
+			Lookup: lookup(open(t, debugged)), GrantsOnCall: true, SeparateProcess: true, MaxOutput: rpc.MaxOutputBytes,
+		})
+	})
+	t.Run("started by a person", func(t *testing.T) {
+		attached := opts
+		attached.Reattach = startByHand(t, opts.Dir, "stepd-step-contract")
+		contracttest.Run(t, contracttest.Subject{
+			Lookup: lookup(open(t, attached)), GrantsOnCall: true, SeparateProcess: true, MaxOutput: rpc.MaxOutputBytes,
+		})
+	})
+}
+
+func TestDebuggingByHand(t *testing.T) {
+	opts := install(t, "stepd-step-naughty", steps.AccessCredentials)
+	opts.Reattach = startByHand(t, opts.Dir, "stepd-step-naughty")
+	for _, user := range []string{"first", "second"} { // as often as one likes
+		h := open(t, opts)
+		r, err := lookup(h)(t, "identity").New(steps.Capabilities{Credentials: login(user)}).Run(t.Context(), &steps.Context{WorkDir: t.TempDir()})
+		if err != nil || r.Output["pid"] != int64(opts.Reattach["stepd-step-naughty"].Pid) || r.Output["user"] != user {
+			t.Errorf("got %v, %v; want the step to run in %v with the credentials of %s", r.Output, err, opts.Reattach, user)
+		}
+		h.Close()
+	}
+}
+
+// startByHand starts a plugin as a person would, and reads what it prints.
+func startByHand(t *testing.T, dir, name string) map[string]protocol.Reattach {
+	t.Helper()
+	cmd := exec.Command(filepath.Join(dir, name))
 	cmd.Env = []string{protocol.EnvDebug + "=1", "TMPDIR=" + t.TempDir()}
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
@@ -592,26 +758,34 @@ func TestDebugging(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
-		_ = cmd.Process.Signal(syscall.SIGKILL)
-		_ = cmd.Wait()
-	}()
+	t.Cleanup(func() {
+		if err := cmd.Process.Signal(os.Interrupt); err != nil {
+			t.Error(err)
+		}
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("interrupted, the plugin ends with %v", err)
+		}
+	})
 	line, err := bufio.NewReader(stdout).ReadString('\n')
 	if err != nil {
 		t.Fatal(err)
 	}
-	go io.Copy(io.Discard, stdout)
 	value, ok := strings.CutPrefix(strings.TrimSpace(line), protocol.EnvReattach+"='")
 	if !ok {
 		t.Fatalf("no reattach line: %s", line)
 	}
-	if err := json.Unmarshal([]byte(strings.TrimSuffix(value, "'")), &opts.Reattach); err != nil {
-		t.Fatal(err)
+	at, err := protocol.ParseReattach(strings.TrimSuffix(value, "'"))
+	if err != nil || at[name].Pid != cmd.Process.Pid {
+		t.Fatalf("the line says %v, %v", at, err)
 	}
-	r, err := run(t, open(t, opts), "pid", &steps.Context{WorkDir: t.TempDir()})
-	if err != nil || r.Output["pid"] != int64(cmd.Process.Pid) {
-		t.Errorf("got %v, %v; want the step to run in process %d", r.Output, err, cmd.Process.Pid)
-	}
+	return at
+}
+
+// login is a source with the credentials of one user.
+type login string
+
+func (u login) Get(context.Context, string, steps.CredentialType, string) (*steps.Credentials, error) {
+	return &steps.Credentials{Username: string(u)}, nil
 }
 
 // counter is a log's writer; safe for concurrent use.

@@ -21,7 +21,6 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/stepd/stepd/internal/sandbox"
-	stepdv1 "github.com/stepd/stepd/proto/stepd/v1"
 	"github.com/stepd/stepd/runner/plugin/protocol"
 	"github.com/stepd/stepd/runner/rpc"
 	"github.com/stepd/stepd/steps"
@@ -50,10 +49,17 @@ type process struct {
 	conn      *grpc.ClientConn
 	broker    *goplugin.GRPCBroker
 	runners   map[string]steps.Registration
-	grants    rpc.Grants
+	hosts     hosts
 	hostID    func() uint32
 	step      atomic.Pointer[string] // alias of the step it was last given
 	closing   atomic.Bool
+
+	// For debugging, see debug.go. What is attached to was not started here.
+	attached  bool
+	callbacks *grpc.Server
+	serving   sync.WaitGroup
+	relay     *relay
+	announced atomic.Bool
 
 	// Owned by the Host, under its lock.
 	users    int
@@ -69,30 +75,37 @@ func newProcess(e Entry, workDir string, opts *HostOptions) *process {
 	p.hostID = sync.OnceValue(func() uint32 {
 		id := p.broker.NextId()
 		// Ends with the broker, which ends with the connection.
-		go p.broker.AcceptAndServe(id, func(opts []grpc.ServerOption) *grpc.Server {
-			s := grpc.NewServer(append(opts, grpc.MaxRecvMsgSize(4<<20), grpc.MaxSendMsgSize(rpc.MaxMessageBytes))...)
-			stepdv1.RegisterHostServiceServer(s, &p.grants)
-			return s
-		})
+		go p.broker.AcceptAndServe(id, func(opts []grpc.ServerOption) *grpc.Server { return newHostServer(&p.hosts, opts...) })
 		return id
 	})
 	return p
 }
 
-// start starts the program, or attaches to the one named by a debugging user.
+// start starts the program, or attaches to the one that a debugging user names.
 // It takes no longer than the start timeout and leaves nothing behind when it
 // fails.
 func (p *process) start() error {
-	err := p.connect()
+	at, attach := p.opts.Reattach[p.entry.Name]
+	connect := p.connect
+	if attach {
+		connect = func() error { return p.attach(at) }
+	}
+	err := connect()
 	if err == nil {
 		ctx, cancel := context.WithTimeout(context.Background(), p.opts.StartTimeout)
 		defer cancel()
 		err = p.meet(ctx)
 	}
+	if err == nil && p.opts.Debug != nil && !p.attached {
+		p.relay, err = newRelay(p)
+	}
 	if err == nil {
 		return nil
 	}
 	p.close() // after which all that it said has been read
+	if attach {
+		return fmt.Errorf("cannot use the plugin %s that %s names: %w; it ends with the stepd that started it, and answers nothing while a debugger holds it", p.entry.Name, protocol.EnvReattach, err)
+	}
 	if p.child != nil {
 		if words := p.child.lastWords(); words != "" {
 			return fmt.Errorf("cannot start plugin %s: %w; it said: %s", p.entry.Name, err, words)
@@ -111,34 +124,27 @@ func (p *process) connect() error {
 		// go-plugin's own calls have no limit but this one.
 		GRPCDialOptions: []grpc.DialOption{grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(rpc.MaxMessageBytes))},
 	}
-	if at, ok := p.opts.Reattach[p.entry.Name]; ok {
-		addr, err := resolve(at)
-		if err != nil {
+	image, err := sandbox.Load(filepath.Join(p.opts.Dir, p.entry.Name), p.entry.Digest)
+	if err != nil {
+		return remedy(err)
+	}
+	defer func() { _ = image.Close() }()
+	if p.dir, err = os.MkdirTemp(socketBase(), "stepd-plugin-"); err != nil {
+		return err
+	}
+	p.child = &child{name: p.entry.Name, dir: p.dir}
+	config.AutoMTLS = true
+	config.SkipHostEnv = true
+	if p.opts.Debug != nil {
+		if err := p.answerOverFile(); err != nil {
 			return err
 		}
-		config.Plugins = config.VersionedPlugins[protocol.Version]
-		config.VersionedPlugins = nil
-		config.Reattach = &goplugin.ReattachConfig{
-			Protocol: goplugin.ProtocolGRPC, ProtocolVersion: protocol.Version, Pid: at.Pid, Addr: addr, Test: true,
-		}
-		p.log.Warn("using a plugin that runs already; it is neither pinned nor confined", "pid", at.Pid)
 	} else {
-		image, err := sandbox.Load(filepath.Join(p.opts.Dir, p.entry.Name), p.entry.Digest)
-		if err != nil {
-			return remedy(err)
-		}
-		defer func() { _ = image.Close() }()
-		if p.dir, err = os.MkdirTemp(socketBase(), "stepd-plugin-"); err != nil {
-			return err
-		}
-		p.child = &child{name: p.entry.Name, dir: p.dir}
-		config.AutoMTLS = true
-		config.SkipHostEnv = true
 		config.GRPCBrokerMultiplex = true
-		config.UnixSocketConfig = &goplugin.UnixSocketConfig{TempDir: p.dir}
-		config.RunnerFunc = func(_ hclog.Logger, spec *exec.Cmd, _ string) (gprunner.Runner, error) {
-			return p.child, p.child.prepare(image, spec.Env, p.policy())
-		}
+	}
+	config.UnixSocketConfig = &goplugin.UnixSocketConfig{TempDir: p.dir}
+	config.RunnerFunc = func(_ hclog.Logger, spec *exec.Cmd, _ string) (gprunner.Runner, error) {
+		return p.child, p.child.prepare(image, spec.Env, p.policy())
 	}
 	p.client = goplugin.NewClient(config)
 	// Not every wait in go-plugin has a deadline; a dead plugin ends them all.
@@ -188,14 +194,15 @@ func (p *process) meet(ctx context.Context) error {
 			return fmt.Errorf("it no longer has the step %q that it was installed with", s.Name)
 		}
 	}
-	if p.opts.Debug && p.child != nil {
-		p.log.Warn("plugin started; attach a debugger with: dlv attach "+p.child.ID(), "pid", p.child.ID())
-	}
 	return nil
 }
 
 func (p *process) healthy(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
+	limit := healthTimeout
+	if p.opts.Debug != nil {
+		limit = debugHealthTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	resp, err := grpc_health_v1.NewHealthClient(p.conn).Check(ctx, &grpc_health_v1.HealthCheckRequest{Service: goplugin.GRPCServiceName})
 	if err != nil {
@@ -208,12 +215,12 @@ func (p *process) healthy(ctx context.Context) error {
 }
 
 // exited tells whether the plugin has ended by itself.
-func (p *process) exited() bool { return p.client == nil || p.client.Exited() }
+func (p *process) exited() bool { return !p.attached && (p.client == nil || p.client.Exited()) }
 
 // grant implements rpc.ClientOptions.Grant: it gives what the step declares
 // and the operator granted, and logs both.
 func (p *process) grant(sc *steps.Context, caps steps.Capabilities) rpc.Grant {
-	g := p.grants.Add(sc, caps.Only(p.entry.Grants))
+	g := p.hosts.own.Add(sc, caps.Only(p.entry.Grants))
 	if len(g.Capabilities) > 0 {
 		g.HostServiceID = p.hostID()
 	}
@@ -245,6 +252,19 @@ func (p *process) kill() {
 // close ends the plugin, kindly first, in bounded time.
 func (p *process) close() {
 	p.closing.Store(true)
+	if p.relay != nil {
+		p.relay.stop()
+	}
+	if p.callbacks != nil {
+		p.callbacks.Stop()
+		p.serving.Wait()
+	}
+	if p.child != nil && p.child.host != nil {
+		_ = p.child.host.Close() // if it never started
+	}
+	if p.attached && p.conn != nil {
+		_ = p.conn.Close() // that of a started plugin is the client's
+	}
 	if p.client != nil {
 		deadline := time.AfterFunc(closeGrace, p.kill)
 		p.client.Kill()
@@ -327,6 +347,7 @@ type child struct {
 	stdin  *os.File // our end; the plugin exits when it closes
 	stdout *os.File
 	stderr *tail
+	host   *os.File // their connection to the HostService, when they are debugged
 	theirs []*os.File
 
 	mu   sync.Mutex
@@ -356,6 +377,11 @@ func (c *child) prepare(image *sandbox.Image, env []string, policy sandbox.Polic
 			"PATH=/usr/local/bin:/usr/bin:/bin", "HOME=" + c.dir, "TMPDIR=" + c.dir, "LANG=C.UTF-8",
 			protocol.EnvWatchStdin + "=1",
 		}, append(raceEnv(), env...)...),
+	}
+	if c.host != nil {
+		c.theirs = append(c.theirs, c.host)
+		c.cmd.ExtraFiles = []*os.File{c.host}
+		c.cmd.Env = append(c.cmd.Env, protocol.EnvHostFile+"=3") // the first that is not standard
 	}
 	return nil
 }
@@ -437,10 +463,18 @@ func (c *child) Name() string { return c.name }
 
 // ID implements runner.Runner.
 func (c *child) ID() string {
-	if proc := c.started(); proc != nil {
-		return fmt.Sprint(proc.Pid())
+	if pid := c.pid(); pid != 0 {
+		return fmt.Sprint(pid)
 	}
 	return ""
+}
+
+// pid is 0 before the start.
+func (c *child) pid() int {
+	if proc := c.started(); proc != nil {
+		return proc.Pid()
+	}
+	return 0
 }
 
 // Diagnose implements runner.Runner; see process.start for the last words.
