@@ -58,7 +58,7 @@ func (f *edgeFlags) add(fl *pflag.FlagSet) {
 	f.clusters.addControlPlane(fl)
 	f.plugins.add(fl)
 	f.plugins.addServers(fl)
-	fl.BoolVar(&f.plugins.debug, "debug-plugin", false, "say how to attach a debugger to each plugin, and use those that $STEPD_REATTACH_PLUGINS says run already")
+	fl.BoolVar(&f.plugins.debug, "debug-plugin", false, "say how to reach each plugin with a debugger and from another stepd run, wait for Enter before its first step, and use the plugins that $STEPD_REATTACH_PLUGINS says run already")
 	fl.StringVar(&f.kubeContext, "kube-context", "", "context of --kubeconfig (default: its current one)")
 }
 

@@ -7,9 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
-	"sort"
+	"slices"
 	"strings"
 	"time"
 
@@ -43,6 +44,13 @@ stepd run: 0 success, 1 failure, 2 config, 3 refused, 4 conflict.
 // maxKargoOutput is Kargo's hard limit of a step's outputs, 256 KiB (compat.md
 // section 7.2). Exceeding it there is an error without a remedy.
 const maxKargoOutput = 256 << 10
+
+// kargoTail is how much of a command's stderr Kargo shows, from its end: 16 KiB
+// (compat.md section 7.2). maxLastLine leaves room in it for what goes before.
+const (
+	kargoTail   = 16 << 10
+	maxLastLine = kargoTail / 2
+)
 
 // maxExecConfig bounds a config; 4 MiB.
 const maxExecConfig = 4 << 20
@@ -86,9 +94,24 @@ func newExecCommand(a *app) *cobra.Command {
 		}
 		ctx, cancel := context.WithTimeout(cmd.Context(), f.timeout)
 		defer cancel()
-		return f.run(ctx, a, args[0], format.value)
+		return withinTail(a, f.run(ctx, a, args[0], format.value))
 	}
 	return cmd
+}
+
+// withinTail shortens an error whose beginning, which says what failed and
+// where, would not be in what Kargo shows of stderr. It is masked before it is
+// cut, so that no part of a secret is left.
+func withinTail(a *app, err error) error {
+	exit, ok := errors.AsType[*exitError](err)
+	if !ok || exit.err == nil {
+		return err
+	}
+	text := printable(a.redactor.String(exit.err.Error()))
+	if len(text) <= maxLastLine {
+		return err
+	}
+	return &exitError{code: exit.code, err: fmt.Errorf("%s… (and %d bytes more)", strings.ToValidUTF8(text[:maxLastLine], ""), len(text)-maxLastLine)}
 }
 
 func (f *execFlags) run(ctx context.Context, a *app, kind, format string) error {
@@ -257,7 +280,15 @@ func writeOutputs(a *app, output map[string]any, format string) error {
 	if output == nil {
 		output = map[string]any{}
 	}
-	text, err := json.Marshal(output)
+	var final any = output
+	if format == "keyvalue" {
+		values, err := asText(output)
+		if err != nil {
+			return fmt.Errorf("cannot write the outputs: %w", err)
+		}
+		final = values
+	}
+	text, err := json.Marshal(final)
 	if err != nil {
 		return fmt.Errorf("cannot write the outputs: %w", err)
 	}
@@ -265,10 +296,8 @@ func writeOutputs(a *app, output map[string]any, format string) error {
 		return fmt.Errorf("cannot write the outputs: they take %d bytes, and Kargo accepts %d", len(text), maxKargoOutput)
 	}
 	text = append(text, '\n')
-	if format == "keyvalue" {
-		if text, err = keyValue(output); err != nil {
-			return fmt.Errorf("cannot write the outputs: %w", err)
-		}
+	if values, ok := final.(map[string]string); ok {
+		text = keyValue(values)
 	}
 	path := os.Getenv("KARGO_OUTPUT")
 	if path == "" {
@@ -287,27 +316,33 @@ func writeOutputs(a *app, output map[string]any, format string) error {
 	return nil
 }
 
-// keyValue writes key=value lines, and key<<END … END for values of several
-// lines. Values that are not strings are JSON.
-func keyValue(output map[string]any) ([]byte, error) {
-	keys := make([]string, 0, len(output))
-	for k := range output {
+// asText makes outputs what Kargo reads from key=value lines: text. Values that
+// are not strings are JSON.
+func asText(output map[string]any) (map[string]string, error) {
+	values := make(map[string]string, len(output))
+	for k, v := range output {
 		if k == "" || strings.ContainsAny(k, "=\r\n") || strings.Contains(k, "<<") {
 			return nil, fmt.Errorf("the key %q cannot be written as key=value; use --format json", k)
 		}
-		keys = append(keys, k)
-	}
-	sort.Strings(keys)
-	var b strings.Builder
-	for _, k := range keys {
-		text, ok := output[k].(string)
+		text, ok := v.(string)
 		if !ok {
-			j, err := json.Marshal(output[k])
+			j, err := json.Marshal(v)
 			if err != nil {
 				return nil, err
 			}
 			text = string(j)
 		}
+		values[k] = text
+	}
+	return values, nil
+}
+
+// keyValue writes key=value lines, and key<<END … END for values of several
+// lines.
+func keyValue(values map[string]string) []byte {
+	var b strings.Builder
+	for _, k := range slices.Sorted(maps.Keys(values)) {
+		text := values[k]
 		// A reader that looks for << anywhere in the line would take it for a marker.
 		if !strings.ContainsAny(text, "\r\n") && !strings.Contains(text, "<<") {
 			fmt.Fprintf(&b, "%s=%s\n", k, text)
@@ -317,5 +352,5 @@ func keyValue(output map[string]any) ([]byte, error) {
 		end := "END_" + rand.Text()
 		fmt.Fprintf(&b, "%s<<%s\n%s\n%s\n", k, end, text, end)
 	}
-	return []byte(b.String()), nil
+	return []byte(b.String())
 }

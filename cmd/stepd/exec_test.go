@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -55,49 +56,69 @@ func TestOutputsAsKeyValue(t *testing.T) {
 		{"a number", 3, "3"},
 		{"a list", []any{"a", true}, `["a",true]`},
 	} {
-		b, err := keyValue(map[string]any{"k": tc.value, "last": "z"})
+		values, err := asText(map[string]any{"k": tc.value, "last": "z"})
 		if err != nil {
 			t.Errorf("%s: %v", tc.reason, err)
 			continue
 		}
-		if diff := cmp.Diff(map[string]string{"k": tc.want, "last": "z"}, readKeyValue(t, string(b))); diff != "" {
+		if diff := cmp.Diff(map[string]string{"k": tc.want, "last": "z"}, readKeyValue(t, string(keyValue(values)))); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", tc.reason, diff)
 		}
 	}
 	for _, key := range []string{"", "a=b", "a\nb", "a<<b"} {
-		if b, err := keyValue(map[string]any{key: "v"}); err == nil || !strings.Contains(err.Error(), "--format json") {
-			t.Errorf("key %q: %q, %v", key, b, err)
+		if v, err := asText(map[string]any{key: "v"}); err == nil || !strings.Contains(err.Error(), "--format json") {
+			t.Errorf("key %q: %q, %v", key, v, err)
 		}
 	}
 }
 
 func TestOutputsUpToKargosLimit(t *testing.T) {
 	const frame = len(`{"k":""}`)
+	list := func(n int) map[string]any { // in key=value a text of JSON, whose quotes Kargo's own JSON escapes
+		return map[string]any{"k": slices.Repeat([]any{"x"}, n)}
+	}
 	for _, tc := range []struct {
-		size int
-		ok   bool
-	}{{maxKargoOutput, true}, {maxKargoOutput + 1, false}} {
+		reason, format string
+		output         map[string]any
+		tooLong        string // how many bytes, in the error; none means that it fits
+	}{
+		{"as long as it can be", "json", map[string]any{"k": strings.Repeat("x", maxKargoOutput-frame)}, ""},
+		{"a byte too long", "json", map[string]any{"k": strings.Repeat("x", maxKargoOutput+1-frame)}, "262145"},
+		{"text as long as it can be", "keyvalue", map[string]any{"k": strings.Repeat("x", maxKargoOutput-frame)}, ""},
+		{"text, a byte too long", "keyvalue", map[string]any{"k": strings.Repeat("x", maxKargoOutput+1-frame)}, "262145"},
+		{"a list that fits", "json", list(60_000), ""},
+		{"the same list as text, which does not", "keyvalue", list(60_000), "360009"},
+	} {
 		path := filepath.Join(t.TempDir(), "output")
 		t.Setenv("KARGO_OUTPUT", path)
 		var stdout bytes.Buffer
-		output := map[string]any{"k": strings.Repeat("x", tc.size-frame)}
-		err := writeOutputs(&app{stdio: stdio{out: &stdout}}, output, "json")
-		if !tc.ok {
-			if err == nil || !strings.Contains(err.Error(), "262145") {
-				t.Errorf("%d bytes: %v, want an error that says how many", tc.size, err)
+		err := writeOutputs(&app{stdio: stdio{out: &stdout}}, tc.output, tc.format)
+		if tc.tooLong != "" {
+			if err == nil || !strings.Contains(err.Error(), tc.tooLong) {
+				t.Errorf("%s: %v, want an error that says how many", tc.reason, err)
 			}
 			if _, statErr := os.Stat(path); !os.IsNotExist(statErr) {
-				t.Errorf("%d bytes: something was written: %v", tc.size, statErr)
+				t.Errorf("%s: something was written: %v", tc.reason, statErr)
 			}
 			continue
 		}
-		if err != nil {
-			t.Errorf("%d bytes: %v", tc.size, err)
+		if err != nil || stdout.Len() > 0 {
+			t.Errorf("%s: %v; stdout %q", tc.reason, err, stdout.String())
 		}
 		b, err := os.ReadFile(path)
-		var got map[string]any
-		if err != nil || json.Unmarshal(b, &got) != nil || cmp.Diff(output, got) != "" || stdout.Len() > 0 {
-			t.Errorf("%d bytes: %d bytes were written, %v; stdout %q", tc.size, len(b), err, stdout.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]any{}
+		if tc.format == "json" {
+			err = json.Unmarshal(b, &got)
+		} else {
+			for k, v := range readKeyValue(t, string(b)) {
+				got[k] = v
+			}
+		}
+		if diff := cmp.Diff(tc.output, got); err != nil || diff != "" {
+			t.Errorf("%s: %v, %d bytes were written", tc.reason, err, len(b))
 		}
 	}
 }

@@ -202,8 +202,10 @@ type pluginFlags struct {
 	servers                         []string
 	serverCert, serverKey, serverCA string
 
-	// debug and noNetwork are set by run.
-	debug, noNetwork bool
+	// debug, debugging and noNetwork are set by run.
+	debug     bool
+	debugging *plugin.Debugging
+	noNetwork bool
 }
 
 func (f *pluginFlags) add(fl *pflag.FlagSet) {
@@ -241,7 +243,7 @@ func (f *pluginFlags) path() string {
 
 // options are how plugins are run by every verb.
 func (f *pluginFlags) options(log *slog.Logger) (plugin.HostOptions, error) {
-	opts := plugin.HostOptions{Dir: f.path(), Log: log, Debug: f.debug, NoNetwork: f.noNetwork, Limits: plugin.DefaultLimits()}
+	opts := plugin.HostOptions{Dir: f.path(), Log: log, Debug: f.debugging, NoNetwork: f.noNetwork, Limits: plugin.DefaultLimits()}
 	opts.Limits.MemoryBytes = f.memory << 20
 	if f.debug {
 		var err error

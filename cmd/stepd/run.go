@@ -43,8 +43,12 @@ GIT_PASSWORD, the netrc file and the SSH agent.
   stepd run -f task.yaml --var service=shop --image ghcr.io/acme/shop:v1.2.0 -o json
   stepd run -f kargo/ --stage prd-us --live`
 
-// defaultRunTimeout ends what Kargo would poll for ever.
-const defaultRunTimeout = 30 * time.Minute
+// defaultRunTimeout ends what Kargo would poll for ever; with a debugger people
+// take longer.
+const (
+	defaultRunTimeout   = 30 * time.Minute
+	defaultDebugTimeout = 24 * time.Hour
+)
 
 type runFlags struct {
 	files                           []string
@@ -85,12 +89,15 @@ func newRunCommand(a *app) *cobra.Command {
 	fl.BoolVar(&f.live, "live", false, "act for real: push, sync, send")
 	fl.StringVar(&f.workDir, "workdir", "", "directory to work in; what is in it stays (default: a temporary one)")
 	fl.BoolVar(&f.keep, "keep", false, "keep a work directory that this run made")
-	fl.DurationVar(&f.timeout, "timeout", defaultRunTimeout, "bound of the whole run")
+	fl.DurationVar(&f.timeout, "timeout", defaultRunTimeout, "bound of the whole run; with --debug-plugin the default is 24h")
 	fl.StringVar(&f.expect, "expect", "", "compare the JSON report with this file; exit 5 if they differ")
 	f.edges.add(fl)
 	output := outputFlag(cmd, "text", "json")
 	cmd.MarkFlagsMutuallyExclusive("stage", "task")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if f.edges.plugins.debug && !cmd.Flags().Changed("timeout") {
+			f.timeout = defaultDebugTimeout
+		}
 		return runPromotion(cmd.Context(), a, f, output.value)
 	}
 	return cmd
@@ -140,6 +147,11 @@ func runPromotion(ctx context.Context, a *app, f runFlags, format string) error 
 	defer cleanup(a)
 	p := resolved.Promotion
 	p.WorkDir = workDir
+	ctx, cancel := context.WithTimeout(ctx, f.timeout)
+	defer cancel()
+	if f.edges.plugins.debug {
+		f.edges.plugins.debugging = newDebugging(ctx, a, workDir, f.live)
+	}
 	e, err := newEdges(ctx, a, f.edges, f.live, set, resolved.Data, stateSecrets)
 	if err != nil {
 		return usageError("%w", err)
@@ -158,8 +170,6 @@ func runPromotion(ctx context.Context, a *app, f runFlags, format string) error 
 		Registry: e.registry, Data: resolved.Data, Capabilities: e.capabilities, Observer: pr, Log: a.log(), Redactor: a.redactor,
 	}
 	began := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, f.timeout)
-	defer cancel()
 	outcome, err := engine.RunToCompletion(ctx, p)
 	if err != nil {
 		return &exitError{code: exitFailed, err: fmt.Errorf("cannot run the promotion: %w", err)}

@@ -22,9 +22,10 @@ var update = flag.Bool("update", false, "rewrite the golden files inside the scr
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
-		"stepd":            func() { os.Exit(Main()) },
-		"stepd-step-hello": func() { plugin.Serve(hello()) },
-		"stepd-step-other": func() { plugin.Serve(hello()) },
+		"stepd":             func() { os.Exit(Main()) },
+		"stepd-step-hello":  func() { plugin.Serve(hello()) },
+		"stepd-step-other":  func() { plugin.Serve(hello()) },
+		"stepd-step-unruly": func() { plugin.Serve(loud(), deaf()) },
 	})
 }
 
@@ -94,7 +95,7 @@ func hello() steps.Registration {
 				_, network := net.Dial("udp", "127.0.0.1:9")
 				return steps.Result{
 					Status: steps.Succeeded,
-					Output: map[string]any{"greeting": "Hello, " + name, "network": network == nil, "lines": "one\ntwo", "n": 3},
+					Output: map[string]any{"greeting": "Hello, " + name, "network": network == nil, "lines": "one\ntwo", "n": 3, "pid": os.Getpid()},
 				}, err
 			})
 		},
