@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -101,10 +102,9 @@ func TestDebugPlugin(t *testing.T) {
 	}
 
 	// As a user would: the line before the command, in a shell.
-	second := stepdProcess(t, env)
 	shell := exec.CommandContext(t.Context(), "/bin/sh", "-c",
 		reattach+` exec "$STEPD" run -f "$TASK" --debug-plugin --plugin-memory 0 -o json --workdir "$WORK" </dev/null`)
-	shell.Env = append(second.Env, "STEPD="+linked(t, "stepd"), "TASK="+task, "WORK="+workDir)
+	shell.Env = slices.Concat(os.Environ(), env, []string{"STEPD=" + linked(t, "stepd"), "TASK=" + task, "WORK=" + workDir})
 	shell.Stderr = os.Stderr
 	out, err := shell.Output()
 	if err != nil {
