@@ -15,9 +15,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"sigs.k8s.io/yaml"
 
 	"github.com/stepd/stepd/internal/configschema"
+	"github.com/stepd/stepd/internal/strictyaml"
 	"github.com/stepd/stepd/runner"
 	"github.com/stepd/stepd/runner/guard"
 	"github.com/stepd/stepd/steps"
@@ -185,7 +185,7 @@ func (f *execFlags) context(a *app, kind string) (*steps.Context, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := yaml.UnmarshalStrict(text, &sc.Config); err != nil {
+	if err := strictyaml.Unmarshal(text, &sc.Config); err != nil {
 		return nil, fmt.Errorf("cannot parse the config: %w", err)
 	}
 	if sc.Config == nil {
