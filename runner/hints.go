@@ -2,6 +2,7 @@ package runner
 
 import (
 	"errors"
+	"slices"
 	"strings"
 
 	"github.com/stepd/stepd/runner/expr"
@@ -19,7 +20,9 @@ func hints(step *Step, err error) []string {
 		if at.Line > 0 {
 			parts = append([]string{at.String()}, parts...)
 		}
-		out = append(out, strings.Join(parts, ": "))
+		if text := strings.Join(parts, ": "); !slices.Contains(out, text) {
+			out = append(out, text)
+		}
 	}
 	if e, ok := errors.AsType[*guard.ConfigError](err); ok {
 		for _, v := range e.Violations {

@@ -23,8 +23,10 @@ import (
 // Schema is a compiled schema. It is safe for concurrent use.
 type Schema struct {
 	compiled *jsonschema.Schema
-	// byLocation finds the schema a violation was reported by.
-	byLocation map[string]*jsonschema.Schema
+	// documents are the sources by URL.
+	documents map[string]any
+	// foreign tells of keywords that gojsonschema does not know.
+	foreign bool
 }
 
 // Violation is one way in which a value does not satisfy a schema.
@@ -74,11 +76,13 @@ func Compile(schema []byte, siblings ...Sibling) (*Schema, error) {
 	c.RegisterFormat(&jsonschema.Format{Name: "email", Validate: checkEmail})
 	c.RegisterFormat(&jsonschema.Format{Name: "uri", Validate: checkURI})
 	const root = baseURL + "schema.json"
+	documents := map[string]any{}
 	for _, d := range append([]Sibling{{"schema.json", schema}}, siblings...) {
 		doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(d.Schema))
 		if err != nil {
 			return nil, fmt.Errorf("cannot parse schema %s: %w", d.Name, err)
 		}
+		documents[baseURL+url.PathEscape(d.Name)] = doc
 		if err := c.AddResource(baseURL+url.PathEscape(d.Name), doc); err != nil {
 			return nil, fmt.Errorf("cannot add schema %s: %w", d.Name, err)
 		}
@@ -87,12 +91,12 @@ func Compile(schema []byte, siblings ...Sibling) (*Schema, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot compile schema: %w", err)
 	}
-	s := &Schema{compiled: compiled, byLocation: map[string]*jsonschema.Schema{}}
-	s.index(reflect.ValueOf(compiled))
-	return s, nil
+	return &Schema{compiled: compiled, documents: documents, foreign: foreign(reflect.ValueOf(compiled), map[*jsonschema.Schema]bool{})}, nil
 }
 
-// Validate returns all violations in a fixed order; nil means v is valid.
+// Validate returns all violations in the order in which Kargo lists them, that of
+// properties alphabetical; nil means v is valid. One that two parts of the schema
+// are violated by is there twice.
 // v is made of JSON types, any Go integer or float type included; other
 // values count as what encoding/json makes of them.
 func (s *Schema) Validate(v any) []Violation {
@@ -108,7 +112,10 @@ func (s *Schema) Validate(v any) []Violation {
 	if !errors.As(verr, &ve) {
 		return []Violation{{Message: rootField + ": " + verr.Error()}}
 	}
-	return s.violations(ve, v)
+	if out := s.explain(v); out != nil {
+		return out
+	}
+	return libraryWords(ve)
 }
 
 // Messages returns the messages of vs, one a line, as Kargo joins them.
@@ -120,32 +127,42 @@ func Messages(vs []Violation) string {
 	return strings.Join(lines, "\n")
 }
 
-// index records every schema reachable from v, which the library exposes only
-// through the fields of its Schema type.
-func (s *Schema) index(v reflect.Value) {
+// foreign tells whether a schema reachable from v has a keyword that
+// gojsonschema has no words for. The library exposes schemas only through the
+// fields of its Schema type.
+func foreign(v reflect.Value, seen map[*jsonschema.Schema]bool) bool {
 	switch v.Kind() {
 	case reflect.Interface:
-		s.index(v.Elem())
+		return foreign(v.Elem(), seen)
 	case reflect.Pointer:
 		sch, ok := v.Interface().(*jsonschema.Schema)
-		if !ok || sch == nil || s.byLocation[sch.Location] != nil {
-			return
+		if !ok || sch == nil || seen[sch] {
+			return false
 		}
-		s.byLocation[sch.Location] = sch
+		seen[sch] = true
+		if sch.UnevaluatedItems != nil || sch.UnevaluatedProperties != nil || sch.DynamicRef != nil || sch.RecursiveRef != nil ||
+			sch.ContentEncoding != nil || sch.ContentMediaType != nil || sch.ContentSchema != nil {
+			return true
+		}
 		for i := range v.Elem().NumField() {
-			if v.Elem().Type().Field(i).IsExported() {
-				s.index(v.Elem().Field(i))
+			if v.Elem().Type().Field(i).IsExported() && foreign(v.Elem().Field(i), seen) {
+				return true
 			}
 		}
 	case reflect.Slice:
 		for i := range v.Len() {
-			s.index(v.Index(i))
+			if foreign(v.Index(i), seen) {
+				return true
+			}
 		}
 	case reflect.Map:
 		for _, k := range v.MapKeys() {
-			s.index(v.MapIndex(k))
+			if foreign(v.MapIndex(k), seen) {
+				return true
+			}
 		}
 	}
+	return false
 }
 
 type noLoader struct{}

@@ -2,6 +2,7 @@ package configschema
 
 import (
 	"encoding/json"
+	"fmt"
 	"math"
 	"strings"
 	"testing"
@@ -59,10 +60,10 @@ func TestValidate(t *testing.T) {
 		"lengths":     {"paths are dotted", `{"path":"","updates":[{"key":"","value":1},{"value":2}]}`, []string{"path: String length must be greater than or equal to 1", "updates.0.key: String length must be greater than or equal to 1", "updates.1: key is required"}},
 		"items":       {"an empty list", `{"path":"a","updates":[]}`, []string{"updates: Array must have at least 1 items"}},
 		"integer":     {"integers are told from numbers", `{"path":1,"updates":1.5}`, []string{"path: Invalid type. Expected: string, given: integer", "updates: Invalid type. Expected: array, given: number"}},
-		"a format":    {"a format and a length", `{"path":"a","updates":[{"key":"k","value":1}],"id":"","top":2147483648}`, []string{"id: Does not match format 'uri'", "id: String length must be greater than or equal to 1", "top: Must be less than or equal to 2.147483647e+09"}},
+		"a format":    {"a format and a length", `{"path":"a","updates":[{"key":"k","value":1}],"id":"","top":2147483648}`, []string{"id: String length must be greater than or equal to 1", "id: Does not match format 'uri'", "top: Must be less than or equal to 2.147483647e+09"}},
 		"bounds":      {"numbers", `{"path":"a","updates":[{"key":"k","value":1}],"count":10}`, []string{"count: Must be less than or equal to 9"}},
 		"enum":        {"the field is repeated", `{"path":"a","updates":[{"key":"k","value":1}],"kind":"Freigth"}`, []string{`kind: kind must be one of the following: "Stage", "Freight"`}},
-		"pattern":     {"two things wrong with one value", `{"path":"a","updates":[{"key":"k","value":1}],"mode":"07777"}`, []string{"mode: Does not match pattern '^0[0-7]{3}$'", "mode: String length must be less than or equal to 4"}},
+		"pattern":     {"two things wrong with one value", `{"path":"a","updates":[{"key":"k","value":1}],"mode":"07777"}`, []string{"mode: String length must be less than or equal to 4", "mode: Does not match pattern '^0[0-7]{3}$'"}},
 		"formats":     {"formats are asserted", `{"path":"a","updates":[{"key":"k","value":1}],"mail":"x","url":"a/b"}`, []string{"mail: Does not match format 'email'", "url: Does not match format 'uri'"}},
 		"one of two":  {"both branches hold", `{"path":"a","updates":[{"key":"k","value":1}],"either":{"a":"","b":""}}`, []string{"either: Must validate one and only one schema (oneOf)"}},
 		"one of none": {"the nearest branch is explained", `{"path":"a","updates":[{"key":"k","value":1}],"either":{}}`, []string{"either: Must validate one and only one schema (oneOf)", "either: a is required"}},
@@ -194,5 +195,55 @@ func TestCompile(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Kargo has no words for these: the library's do.
+func TestForeignKeywords(t *testing.T) {
+	deep := `{"$defs":{"d0":{"type":"integer"}`
+	for i := 1; i <= 9; i++ {
+		deep += fmt.Sprintf(`,"d%[1]d":{"allOf":[{"$ref":"#/$defs/d%[2]d"},{"$ref":"#/$defs/d%[2]d"},{"$ref":"#/$defs/d%[2]d"},{"$ref":"#/$defs/d%[2]d"}]}`, i, i-1)
+	}
+	for name, tc := range map[string]struct {
+		reason, schema, config string
+		want                   []string
+	}{
+		"unevaluated": {
+			"nothing else is wrong", `{"properties":{"a":{}},"unevaluatedProperties":false}`, `{"a":1,"b":2}`,
+			[]string{"b: false schema"},
+		},
+		"dependent": {
+			"worded as dependencies are", `{"dependentRequired":{"a":["b"]},"dependentSchemas":{"c":{"required":["d"]}}}`, `{"a":1,"c":2}`,
+			[]string{"(root): Has a dependency on b", "(root): d is required"},
+		},
+		"several": {
+			"as many as are asked for", `{"properties":{"l":{"contains":{"type":"string"},"minContains":2},"m":{"contains":{"type":"string"},"maxContains":1}}}`, `{"l":["a",1],"m":["a","b"]}`,
+			[]string{"l: At least 2 of the items must match", "m: At most 1 of the items may match"},
+		},
+		"beside a reference": {
+			"both count", `{"$defs":{"s":{"type":"string"}},"properties":{"a":{"$ref":"#/$defs/s","minLength":2}}}`, `{"a":""}`,
+			[]string{"a: String length must be greater than or equal to 2"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, err := Compile([]byte(tc.schema))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var v any
+			if err := json.Unmarshal([]byte(tc.config), &v); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(strings.Join(tc.want, "\n"), Messages(s.Validate(v))); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", tc.reason, diff)
+			}
+		})
+	}
+	s, err := Compile([]byte(deep + `},"$ref":"#/$defs/d9"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if vs := s.explain("x"); vs != nil {
+		t.Errorf("%d violations of a schema that multiplies", len(vs))
 	}
 }

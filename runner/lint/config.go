@@ -59,9 +59,9 @@ func (c *docLinter) config(step *kargoapi.PromotionStep, at string, s *scope) {
 	c.signers(step.Uses, config, at)
 }
 
-// telling leaves out what only repeats another violation: that no alternative
-// holds where it is said what the nearest one lacks, and that one name of a
-// choice is missing where the choice is reported.
+// telling leaves out what only repeats another violation: the same again, that no
+// alternative holds where it is said what the nearest one lacks, and that one name
+// of a choice is missing where the choice is reported.
 func telling(violations []configschema.Violation) []configschema.Violation {
 	var out []configschema.Violation
 	for i, v := range violations {
@@ -75,7 +75,7 @@ func telling(violations []configschema.Violation) []configschema.Violation {
 			}
 			return false
 		})
-		if !repeats {
+		if !repeats && !slices.Contains(out, v) {
 			out = append(out, violations[i])
 		}
 	}
