@@ -21,6 +21,9 @@ func TestReplicasStartTogether(t *testing.T) {
 		t.Skip("only where the API server is the suite's own: this replaces what is installed")
 	}
 	s := p.stepd
+	// No controller empties a namespace that is deleted here, so the next run needs
+	// another.
+	namespace := p.name + "-webhook"
 	for _, name := range []string{"namespace.yaml", "managed.yaml", "rbac.yaml"} {
 		file, err := example("kargo", "webhook", name)
 		if err != nil {
@@ -33,6 +36,11 @@ func TestReplicasStartTogether(t *testing.T) {
 		for _, u := range list {
 			if _, ok := u.Object["subjects"]; ok { // not a pod's service account here
 				u.Object["subjects"] = []any{map[string]any{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": webhookUser}}
+			}
+			if u.GetKind() == "Namespace" {
+				u.SetName(namespace)
+			} else if u.GetNamespace() == "stepd" {
+				u.SetNamespace(namespace)
 			}
 			p.create(t, u)
 			p.removeLater(t, u)
@@ -63,7 +71,7 @@ func TestReplicasStartTogether(t *testing.T) {
 	for i := range 2 {
 		replica, err := process.Start("stepd webhook", s.command(t.Context(), "webhook",
 			"--listen", "127.0.0.1:"+ports[i], "--metrics", "127.0.0.1:"+ports[2+i], "--kubeconfig", s.webhookConfig,
-			"--namespace", "stepd", "--public-keys", "kargo/stepd-public-keys", "--host", "127.0.0.1"))
+			"--namespace", namespace, "--public-keys", "kargo/stepd-public-keys", "--host", "127.0.0.1"))
 		if err != nil {
 			t.Fatal(err)
 		}
