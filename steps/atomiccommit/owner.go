@@ -75,9 +75,9 @@ type owners struct {
 	Options
 	intents intents
 
-	mu    sync.Mutex
-	m     map[string]*owner
-	prune sync.Once
+	mu     sync.Mutex
+	m      map[string]*owner
+	pruned time.Time
 }
 
 func newOwners(opts Options) *owners {
@@ -89,7 +89,7 @@ const maxIdleOwners = 256
 
 // submit waits for the job's outcome, at most as long as ctx allows.
 func (s *owners) submit(ctx context.Context, target gitrepo.Target, j *job) (*outcome, error) {
-	s.prune.Do(func() { s.intents.prune(s.Clock()) })
+	s.prune(s.Clock())
 	remote, err := s.Dialer.Dial(ctx, target)
 	if err != nil {
 		var bad *gitrepo.URLError
@@ -110,6 +110,21 @@ func (s *owners) submit(ctx context.Context, target gitrepo.Target, j *job) (*ou
 		return nil, fmt.Errorf("gave up (%w) after %d pushes; the last obstacle: %w", context.Cause(ctx), j.attempts, last)
 	}
 	return nil, fmt.Errorf("gave up (%w); a push may still be on its way, and a retry will find its commit", context.Cause(ctx))
+}
+
+// pruneEvery is how often, at most, old intents are looked for.
+const pruneEvery = 24 * time.Hour
+
+func (s *owners) prune(now time.Time) {
+	s.mu.Lock()
+	due := now.Sub(s.pruned) >= pruneEvery
+	if due {
+		s.pruned = now
+	}
+	s.mu.Unlock()
+	if due {
+		s.intents.prune(now)
+	}
 }
 
 func (s *owners) owner(key string) *owner {
