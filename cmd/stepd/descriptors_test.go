@@ -21,7 +21,8 @@ import (
 
 // TestStepServerFromDescriptorsAlone runs a step server that has nothing of
 // ours but proto/stepd.v1.binpb, as one in another language has: no generated
-// code, no SDK. The Python example is the same where Python has gRPC.
+// code, no SDK. The Python example, which make e2e runs, is the same in another
+// language.
 func TestStepServerFromDescriptorsAlone(t *testing.T) {
 	message := messages(t, filepath.Join(repository(t), "proto/stepd.v1.binpb"))
 	decode := func(m proto.Message) map[string]any { return asJSONMap(t, m) }

@@ -1,14 +1,11 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 
 	"sigs.k8s.io/yaml"
@@ -46,43 +43,6 @@ func TestPluginExampleFromItsOwnModule(t *testing.T) {
 		t.Fatalf("install: exit code %d\n%s", code, out)
 	}
 	checkChecksum(t, "--live=false")
-}
-
-// TestPythonStepServer runs the same step from examples/plugin-step/python. That
-// the definitions suffice, TestStepServerFromDescriptorsAlone shows everywhere.
-func TestPythonStepServer(t *testing.T) {
-	python := "/usr/bin/python3" // Debian's, which is the one that has its packages
-	if err := exec.CommandContext(t.Context(), python, "-c", "import grpc, google.protobuf").Run(); err != nil {
-		t.Skip("needs Debian's python3-grpcio and python3-protobuf")
-	}
-	checkout := repository(t)
-	socket := filepath.Join(t.TempDir(), "s")
-	server := exec.CommandContext(t.Context(), python,
-		filepath.Join(checkout, "examples/plugin-step/python/checksum_server.py"), filepath.Join(checkout, "proto/stepd.v1.binpb"), socket)
-	var stderr bytes.Buffer
-	server.Stderr = &stderr
-	server.Cancel = func() error { return server.Process.Signal(syscall.SIGTERM) }
-	stdout, err := server.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		_ = server.Process.Kill()
-		_ = server.Wait()
-	}()
-	if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil || line != "serving\n" {
-		_ = server.Wait()
-		t.Fatalf("the server does not start: %q, %v\n%s", line, err, stderr.String())
-	}
-	t.Setenv("XDG_DATA_HOME", t.TempDir())
-	t.Setenv("XDG_STATE_HOME", t.TempDir())
-	checkChecksum(t, "--live", "--step-server", "unix:"+socket)
-	if out, code := stepd(t, "run", "-f", taskFile(t), "--step-server", "unix:"+socket); code != exitUsage || !strings.Contains(out, "--live") {
-		t.Errorf("a step server in a dry run: exit code %d\n%s", code, out)
-	}
 }
 
 // TestAkuityExamples: the manifests call stepd exec as it is.

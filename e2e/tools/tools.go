@@ -1,6 +1,6 @@
 // Package tools builds the programs that the end-to-end suite runs: stepd
 // itself, both majors of cosign, the Sigstore servers, and a Kubernetes API
-// server with its database. Released programs
+// server with its database; and finds, or fetches, a Python with gRPC. Released programs
 // are built once per version and Go release and kept in the user's cache
 // folder ($XDG_CACHE_HOME/stepd/tools), outside the checkout.
 package tools
