@@ -246,6 +246,7 @@ func stepKinds() (*runner.Registry, error) {
 	for _, kind := range schemas.Kinds() {
 		reg := steps.Registration{Name: kind, New: func(steps.Capabilities) steps.Runner { return nil }}
 		reg.ConfigSchema, _ = schemas.Config(kind)
+		reg.OutputSchema, _ = schemas.Output(kind)
 		regs = append(regs, reg)
 	}
 	fromPlugins, err := installedSteps()

@@ -88,7 +88,7 @@ type Options struct {
 // Run checks all documents and returns what it found in reading order. errs is
 // the error load.Documents returned with the set.
 func Run(ctx context.Context, set *load.Set, errs load.Errors, o Options) ([]Finding, error) {
-	l := &linter{set: set, Options: o, code: newCompiler(), schemas: map[string]*stepSchema{}, objects: map[objectKey]*load.Document{}}
+	l := &linter{set: set, Options: o, code: newCompiler(), schemas: map[string]*stepSchema{}, outputs: map[string]*outputSchema{}, objects: map[objectKey]*load.Document{}}
 	for _, e := range errs {
 		l.add(Finding{Position: e.Position, Severity: Error, Rule: "document", Message: e.Message, Remedy: e.Remedy, Pointer: e.Pointer})
 	}
@@ -113,6 +113,7 @@ type linter struct {
 	documents []*load.Document
 	code      *compiler
 	schemas   map[string]*stepSchema
+	outputs   map[string]*outputSchema
 	// tasks finds tasks by kind and name; there are several of a name where the
 	// documents of more than one project, or file, are checked together.
 	tasks map[taskKey][]*load.Document

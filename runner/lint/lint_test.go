@@ -21,6 +21,7 @@ func kinds(tb testing.TB) *runner.Registry {
 	for _, kind := range schemas.Kinds() {
 		reg := steps.Registration{Name: kind, New: func(steps.Capabilities) steps.Runner { return nil }}
 		reg.ConfigSchema, _ = schemas.Config(kind)
+		reg.OutputSchema, _ = schemas.Output(kind)
 		regs = append(regs, reg)
 	}
 	r, err := runner.NewRegistry(regs...)
@@ -214,6 +215,25 @@ func TestFindings(t *testing.T) {
 			want: []string{
 				"12:35 error unknown-output: did you mean one", "12:61 warning unknown-output: write task.outputs.one",
 				"12:118 error unknown-variable: write task.outputs.one",
+			},
+		},
+		"OutputMembers": {
+			reason: "what a step has no output of is null",
+			text: task("", `  - uses: oci-download-verified
+    as: dl
+    config: {imageRef: "h/a:b", outPath: o, verify: {keys: [{path: k}]}}
+  - uses: git-commit
+    as: commit
+    config: {path: w, message: m}
+  - uses: compose-output
+    as: out
+    config: {a: "${{ task.outputs.dl.digest }}", b: "${{ task.outputs.dl.digset }}", c: "${{ task.outputs.dl.signer.sha }}", d: "${{ task.outputs.dl?.annotations.x }}"}
+  - uses: compose-output
+    config: {a: "${{ task.outputs.commit.id }}", b: "${{ task.outputs.out.whatever }}", c: "${{ task.outputs.dl?.sha ?? 'x' }}", d: "${{ let x = task.outputs.dl.tags; x }}"}
+`),
+			want: []string{
+				"15:74 error unknown-output: did you mean digest", "15:117 error unknown-output: signer.sha",
+				"17:42 warning unknown-output: it has commit", "17:114 warning unknown-output: it has", "17:162 error unknown-output: did you mean tag",
 			},
 		},
 		"TaskReference": {

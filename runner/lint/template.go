@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -75,6 +76,7 @@ func (c *compiler) compile(text string, status bool) code {
 // template checks a string that may hold expressions and returns what is known
 // of its value.
 func (c *docLinter) template(text, at string, s *scope, where place) origin {
+	c.oneBrace(text, at)
 	if !expr.HasCode(text) {
 		if i := strings.Index(text, "{{"); i >= 0 && strings.Contains(text[i:], "}}") && looksLikeKargo(text[i:]) {
 			c.reportAt(Warning, "unevaluated", c.doc.TextPosition(at, i), at, "write ${{ … }}", "{{ … }} is plain text for Kargo")
@@ -134,6 +136,16 @@ func looksLikeKargo(text string) bool {
 		}
 	}
 	return false
+}
+
+// oneBrace finds ${ … } that was probably meant for Kargo. Names of shells' own
+// variables begin otherwise.
+var oneBrace = regexp.MustCompile(`\$\{ *(?:(?:vars|ctx|outputs|task\.outputs)[.\[]|(?:image|commit|chart|artifact)From\(|(?:quote|secret|configMap)\()`)
+
+func (c *docLinter) oneBrace(text, at string) {
+	if m := oneBrace.FindStringIndex(text); m != nil {
+		c.reportAt(Warning, "unevaluated", c.doc.TextPosition(at, m[0]), at, "write ${{ … }}", "${ … } is plain text for Kargo")
+	}
 }
 
 func (c *docLinter) emptyExpression(text, at string) {

@@ -286,6 +286,7 @@ func (w *walker) member(n *ast.MemberNode) {
 	}
 	w.context(n)
 	w.structMember(n, name)
+	w.outputMember(n, name)
 	w.maybeSkipped(n)
 	if n.Optional {
 		w.optional++

@@ -3,14 +3,10 @@ package load
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"regexp"
 	"strconv"
 	"strings"
-	"unicode/utf8"
 
-	yamlv2 "go.yaml.in/yaml/v2"
 	"go.yaml.in/yaml/v3"
 	k8syaml "sigs.k8s.io/yaml"
 
@@ -75,6 +71,10 @@ func (l *loader) document(d *Document, depth int) {
 	}
 	obj := kargoapi.New(d.APIVersion, d.Kind)
 	if obj == nil {
+		if message, remedy := misnamed(d); message != "" && (!l.walked || isKargo(d.APIVersion)) {
+			l.errs = append(l.errs, &Error{Position: d.Position(""), Message: message, Remedy: remedy})
+			return
+		}
 		if !l.walked || isKargo(d.APIVersion) || d.Kind != "" && d.APIVersion == "" {
 			l.set.Warnings = append(l.set.Warnings, Warning{Position: d.Position(""), Message: unknownKind(d)})
 		}
@@ -165,21 +165,33 @@ func isKargo(apiVersion string) bool {
 	return group == kargoapi.Group
 }
 
+// misnamed says what is wrong with a document that is Kargo's but for its kind or
+// apiVersion, and so would be left out; "" if it is not.
+func misnamed(d *Document) (message, remedy string) {
+	known := kargoapi.New(kargoapi.GroupVersion, d.Kind) != nil
+	switch {
+	case d.Kind == "" && isKargo(d.APIVersion):
+		return "no kind", "write kind: PromotionTask, or whichever it is"
+	case known && d.APIVersion == "":
+		return fmt.Sprintf("%s has no apiVersion", d.Kind), "write apiVersion: " + kargoapi.GroupVersion
+	case known && isKargo(d.APIVersion):
+		return fmt.Sprintf("%s is not an apiVersion of Kargo", d.APIVersion), "write apiVersion: " + kargoapi.GroupVersion
+	case isKargo(d.APIVersion):
+		if near := nearname.Nearest(d.Kind, kargoapi.Kinds(), 1); len(near) > 0 {
+			return fmt.Sprintf("%s is not a kind of Kargo", d.Kind), fmt.Sprintf("did you mean %s?", near[0])
+		}
+	}
+	return "", ""
+}
+
 func unknownKind(d *Document) string {
 	switch {
 	case d.Kind == "":
 		return "not a Kubernetes object (it has no kind); ignored"
 	case d.APIVersion == "":
 		return fmt.Sprintf("%s has no apiVersion; ignored", d.Kind)
-	case kargoapi.New(kargoapi.GroupVersion, d.Kind) != nil:
-		return fmt.Sprintf("%s of apiVersion %s is not Kargo's (%s); ignored", d.Kind, d.APIVersion, kargoapi.GroupVersion)
 	case kargoapi.New(kargoapi.CoreVersion, d.Kind) != nil:
 		return fmt.Sprintf("%s of apiVersion %s is not known (%s is); ignored", d.Kind, d.APIVersion, kargoapi.CoreVersion)
-	}
-	if isKargo(d.APIVersion) {
-		if near := nearname.Nearest(d.Kind, kargoapi.Kinds(), 1); len(near) > 0 {
-			return fmt.Sprintf("%s is not a kind of Kargo; did you mean %s? Ignored", d.Kind, near[0])
-		}
 	}
 	return fmt.Sprintf("%s %s is not a kind stepd knows; ignored", d.APIVersion, d.Kind)
 }
@@ -203,130 +215,6 @@ func shift(n *yaml.Node, by int, done map[*yaml.Node]bool) {
 	n.Line += by
 	for _, c := range n.Content {
 		shift(c, by, done)
-	}
-}
-
-// lineInText finds the line the YAML parser names; it offers it in no other
-// way than in its text.
-var lineInText = regexp.MustCompile(`^(?:yaml: )?line (\d+): (.*)$`)
-
-// syntax reports a YAML error with lines counted in the file. node is what the
-// other YAML reader made of the text, or nil.
-func (l *loader) syntax(file string, p part, node *yaml.Node, err error) {
-	report := func(pos Position, remedy, message string) {
-		pos.File = file
-		l.errs = append(l.errs, &Error{Position: pos, Message: "not valid YAML: " + message, Remedy: remedy, Err: err})
-	}
-	if i := invalidUTF8(p.text); i >= 0 {
-		line := bytes.LastIndexByte(p.text[:i], '\n') + 1
-		report(Position{Line: p.line + 1 + bytes.Count(p.text[:i], []byte("\n")), Column: utf8.RuneCount(p.text[line:i]) + 1}, "", "a byte that is no UTF-8")
-		return
-	}
-	if node != nil {
-		keys, message, remedy := compoundKeys(node), "a mapping or a list cannot be a key", `put the value in quotes; an expression is written "${{ … }}"`
-		if len(keys) == 0 {
-			keys, message, remedy = duplicateKeys(node), "", ""
-		}
-		for _, k := range keys {
-			text := message
-			if text == "" {
-				text = fmt.Sprintf("key %q already set in map", k.Value)
-			}
-			report(Position{Line: k.Line, Column: k.Column}, remedy, text)
-		}
-		if len(keys) > 0 {
-			return
-		}
-	}
-	messages := []string{strings.TrimPrefix(err.Error(), "error converting YAML to JSON: ")}
-	if te, ok := errors.AsType[*yamlv2.TypeError](err); ok {
-		messages = te.Errors
-	}
-	for _, msg := range messages {
-		msg = strings.TrimPrefix(msg, "yaml: ")
-		pos, remedy := Position{Line: p.line + 1}, ""
-		if m := lineInText.FindStringSubmatch(msg); m != nil {
-			n, _ := strconv.Atoi(m[1])
-			n = min(n, bytes.Count(p.text, []byte("\n"))+1) // the parser may count past the end
-			pos.Line, msg = p.line+n, m[2]
-			if column := tabColumn(p.text, n); column > 0 {
-				pos.Column, remedy = column, "indent with spaces: YAML takes no tabs"
-			}
-		}
-		report(pos, remedy, msg)
-	}
-}
-
-// invalidUTF8 returns where the first byte is that is no UTF-8, or -1. Text in
-// UTF-16, which YAML allows, is left to the parser.
-func invalidUTF8(text []byte) int {
-	if bytes.HasPrefix(text, []byte("\xff\xfe")) || bytes.HasPrefix(text, []byte("\xfe\xff")) {
-		return -1
-	}
-	for i := 0; i < len(text); {
-		r, size := utf8.DecodeRune(text[i:])
-		if r == utf8.RuneError && size == 1 {
-			return i
-		}
-		i += size
-	}
-	return -1
-}
-
-// tabColumn returns the column of a tab in the indentation of a line (from 1),
-// or 0.
-func tabColumn(text []byte, line int) int {
-	lines := bytes.SplitN(text, []byte("\n"), line+1)
-	if line > len(lines) {
-		return 0
-	}
-	l := lines[line-1]
-	indentation := l[:len(l)-len(bytes.TrimLeft(l, " \t"))]
-	return bytes.IndexByte(indentation, '\t') + 1
-}
-
-// compoundKeys returns the keys that are no scalars, which JSON does not have.
-// Most are what {{ … }} without quotes is to YAML.
-func compoundKeys(n *yaml.Node) []*yaml.Node {
-	var found []*yaml.Node
-	everyMapping(n, func(m *yaml.Node) {
-		for i := 0; i+1 < len(m.Content); i += 2 {
-			if k := m.Content[i]; k.Kind == yaml.MappingNode || k.Kind == yaml.SequenceNode {
-				found = append(found, k)
-			}
-		}
-	})
-	return found
-}
-
-// duplicateKeys returns the keys that their mapping has already.
-func duplicateKeys(n *yaml.Node) []*yaml.Node {
-	var found []*yaml.Node
-	everyMapping(n, func(m *yaml.Node) {
-		seen := make(map[string]bool, len(m.Content)/2)
-		for i := 0; i+1 < len(m.Content); i += 2 {
-			k := m.Content[i]
-			if k.Kind != yaml.ScalarNode {
-				continue
-			}
-			if text := keyText(k); seen[text] {
-				found = append(found, k)
-			} else {
-				seen[text] = true
-			}
-		}
-	})
-	return found
-}
-
-// everyMapping calls f for the mappings of a document as it is written: what an
-// alias stands for is not visited again.
-func everyMapping(n *yaml.Node, f func(*yaml.Node)) {
-	if n.Kind == yaml.MappingNode {
-		f(n)
-	}
-	for _, c := range n.Content {
-		everyMapping(c, f)
 	}
 }
 

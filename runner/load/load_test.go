@@ -120,7 +120,18 @@ func TestStrict(t *testing.T) {
 		{"text in two braces without quotes", head + "  - uses: copy\n    config: {inPath: a, outPath: {{ vars.x }}}\n", "f:7:35", "put the value in quotes"},
 		{"a tab", head + "  - uses: copy\n\tas: x\n", "f:7:1", "indent with spaces"},
 		{"no UTF-8", head + "  - uses: \"é\xff\"\n", "f:6:13", "no UTF-8"},
-		{"not YAML", head + "  - uses: [\n", "f:6", "not valid YAML"},
+		{"a bracket that is not closed", head + "  - uses: [\n", "f:6:11", "close this bracket"},
+		{"a quote that is not closed", head + "  - uses: copy\n    config: {}\n  - uses: \"copy\n    config: {}\n", "f:8:11", "close this quote"},
+		{"quotes in quotes", head + "  - uses: \"${{ vars[\"x\"] }}\"\n", "f:6:22", "the quoted text ends before this"},
+		{"a colon in plain text", head + "  - uses: fail\n    config:\n      message: chore(x): promote\n", "f:8:16", "has a colon in it"},
+		{"curly quotes", head + "  - uses: fail\n    config:\n      message: “chore: promote”\n", "f:8:16", "straight quotes"},
+		{"a reserved character", head + "  - uses: @copy\n", "f:6:11", "put the value in quotes"},
+		{"an indentation of one too few", head + "  - uses: copy\n    as: x\n   config: {}\n", "f:8:4", "how this line is indented"},
+		{"a space that is none", head + "  - uses: copy\n\u00a0   as: x\n    config: {}\n", "f:7:1", "U+00A0"},
+		{"an asterisk", head + "  - uses: delete\n    config: {path: *.yaml}\n", "f:7:20", "plain text cannot begin"},
+		{"an anchor in itself", head + "  - uses: copy\n    config: &c\n      x: *c\n", "f:8:10", "contains itself"},
+		{"a control character", head + "  - uses: copy\n    as: \"x\x01\"\n", "f:7:11", "U+0001"},
+		{"too many levels", strings.Repeat("[", 20_000), "f:1:1", "without so many levels"},
 		{"not base64", "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\ndata: {k: '!'}\n", "f:4:8", "stringData"},
 		{"a bad time", "apiVersion: kargo.akuity.io/v1alpha1\nkind: Freight\norigin: {kind: Warehouse, name: w}\ndiscoveredAt: now\n", "f:4:1", "RFC 3339"},
 		{"a bool", head + "  - uses: copy\n    continueOnError: maybe\n", "f:7:5", "true or false"},
@@ -183,9 +194,9 @@ func TestAllProblemsAtOnce(t *testing.T) {
 func TestUnknownKinds(t *testing.T) {
 	for _, tc := range []struct{ reason, text, warning string }{
 		{"another API", "apiVersion: argoproj.io/v1alpha1\nkind: Application\n", "not a kind stepd knows"},
-		{"letter case", "apiVersion: kargo.akuity.io/v1alpha1\nkind: Promotiontask\n", "did you mean PromotionTask?"},
-		{"wrong version", "apiVersion: kargo.akuity.io/v1\nkind: Stage\n", "not Kargo's"},
-		{"no version", "kind: Stage\n", "no apiVersion"},
+		{"a kind that Kargo may have by now", "apiVersion: kargo.akuity.io/v1alpha1\nkind: Quux\n", "not a kind stepd knows"},
+		{"another API's Stage", "apiVersion: acme.io/v1\nkind: Stage\n", "not a kind stepd knows"},
+		{"no version", "kind: Job\n", "no apiVersion"},
 		{"no kind", "a: 1\n", "no kind"},
 		{"a scalar", "just text\n", "no kind"},
 		{"odd types", "apiVersion: [1]\nkind: {a: b}\nmetadata: x\n", "no kind"},
@@ -193,6 +204,22 @@ func TestUnknownKinds(t *testing.T) {
 		set, err := load.Bytes("f", []byte(tc.text))
 		if err != nil || len(set.Documents) != 1 || len(set.Warnings) != 1 || !strings.Contains(set.Warnings[0].Message, tc.warning) {
 			t.Errorf("%s: %v, %v, want one raw document and %q", tc.reason, err, set.Warnings, tc.warning)
+		}
+	}
+}
+
+// TestMisnamed: what the API server would refuse is not left out silently.
+func TestMisnamed(t *testing.T) {
+	for _, tc := range []struct{ reason, text, contains string }{
+		{"letter case", "apiVersion: kargo.akuity.io/v1alpha1\nkind: Promotiontask\n", "did you mean PromotionTask?"},
+		{"one letter too many", "apiVersion: kargo.akuity.io/v1alpha1\nkind: Stages\n", "did you mean Stage?"},
+		{"wrong version", "apiVersion: kargo.akuity.io/v1\nkind: Stage\n", "write apiVersion: kargo.akuity.io/v1alpha1"},
+		{"no version", "kind: Stage\n", "write apiVersion: kargo.akuity.io/v1alpha1"},
+		{"no kind", "apiVersion: kargo.akuity.io/v1alpha1\nspec: {}\n", "write kind"},
+	} {
+		set, err := load.Bytes("f", []byte(tc.text))
+		if errs := load.AsErrors(err); len(errs) != 1 || errs[0].String() != "f:1:1" || !strings.Contains(errs[0].Error(), tc.contains) || len(set.Documents) != 0 {
+			t.Errorf("%s: %v, want one error with %q", tc.reason, err, tc.contains)
 		}
 	}
 }
