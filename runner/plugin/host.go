@@ -171,11 +171,12 @@ func (r *pluginRunner) Run(ctx context.Context, sc *steps.Context) (steps.Result
 		// its end makes sure that nothing happens after Run returned.
 		r.host.release(k, p, true)
 	default:
-		died := p.died()
-		r.host.release(k, p, true)
-		if died {
+		if died := p.died(); died && (!p.closing.Load() || p.crashed.Load()) {
 			err = fmt.Errorf("%w: %s", err, p.epitaph())
+		} else if why := r.host.whyRetired(p); why != "" {
+			err = fmt.Errorf("%w: %s", err, why)
 		}
+		r.host.release(k, p, true)
 	}
 	return result, err
 }
@@ -245,6 +246,20 @@ func (h *Host) release(k key, p *process, bad bool) {
 	if bad {
 		<-p.done
 	}
+}
+
+// whyRetired says why somebody else has taken a process out of use that did not
+// end by itself; empty if nobody has.
+func (h *Host) whyRetired(p *process) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case !p.retired:
+		return ""
+	case h.closed:
+		return "stepd is shutting down"
+	}
+	return "stepd ended the plugin, because another step that ran in it at the same time, for the same work dir, was cancelled or overran its time"
 }
 
 // sweep ends the processes that have been idle for long enough.

@@ -303,6 +303,45 @@ func TestDeafStepIsKilled(t *testing.T) {
 	}
 }
 
+// TestStepsThatShareAProcess: a step that has to be killed takes those with it
+// that run for the same work dir, and they say so and can be retried.
+func TestStepsThatShareAProcess(t *testing.T) {
+	h := open(t, install(t, "stepd-step-naughty"))
+	sc := &steps.Context{WorkDir: t.TempDir()}
+	for _, name := range []string{"started", "pid"} {
+		if err := unix.Mkfifo(filepath.Join(sc.WorkDir, name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bystander := make(chan error, 1)
+	go func() {
+		_, err := lookup(h)(t, "obedient").New(steps.Capabilities{}).Run(t.Context(), sc)
+		bystander <- err
+	}()
+	if _, err := os.ReadFile(filepath.Join(sc.WorkDir, "started")); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	deaf := make(chan error, 1)
+	go func() {
+		_, err := lookup(h)(t, "deaf").New(steps.Capabilities{}).Run(ctx, sc)
+		deaf <- err
+	}()
+	if _, err := os.ReadFile(filepath.Join(sc.WorkDir, "pid")); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-deaf; !errors.Is(err, context.Canceled) {
+		t.Errorf("the cancelled step: %v", err)
+	}
+	if err := <-bystander; err == nil || steps.IsTerminal(err) || !strings.Contains(err.Error(), "another step that ran in it at the same time") {
+		t.Errorf("the other step: %v", err)
+	}
+	if _, err := run(t, h, "pid", sc); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+}
+
 func TestFlood(t *testing.T) {
 	opts := install(t, "stepd-step-naughty")
 	var logged counter

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -53,6 +54,7 @@ type process struct {
 	hostID    func() uint32
 	step      atomic.Pointer[string] // alias of the step it was last given
 	closing   atomic.Bool
+	crashed   atomic.Bool // it had ended when it was closed
 
 	// For debugging, see debug.go. What is attached to was not started here.
 	attached  bool
@@ -251,6 +253,7 @@ func (p *process) kill() {
 
 // close ends the plugin, kindly first, in bounded time.
 func (p *process) close() {
+	p.crashed.Store(p.child != nil && p.child.hasExited())
 	p.closing.Store(true)
 	if p.relay != nil {
 		p.relay.stop()
@@ -311,8 +314,11 @@ func (p *process) epitaph() string {
 	return text
 }
 
-// remedy adds to a digest error what to do.
+// remedy adds to an error of loading a program what to do.
 func remedy(err error) error {
+	if missing, ok := errors.AsType[*fs.PathError](err); ok && errors.Is(err, fs.ErrNotExist) {
+		return steps.Terminal(fmt.Errorf("%w; run `stepd plugin install %s` again, or `stepd plugin remove`", err, filepath.Base(missing.Path)))
+	}
 	if digest, ok := errors.AsType[*sandbox.DigestError](err); ok {
 		return steps.Terminal(fmt.Errorf("%w; if the change is yours, run `stepd plugin install %s` again", err, digest.Path))
 	}
@@ -428,18 +434,26 @@ func (c *child) wait() {
 	}
 }
 
-// err says how the child ended, nil while it runs.
-func (c *child) err() error {
+// hasExited tells whether the child was started and has ended.
+func (c *child) hasExited() bool {
 	proc := c.started()
 	if proc == nil {
-		return nil
+		return false
 	}
 	select {
 	case <-proc.Exited():
-		return proc.Err()
+		return true
 	default:
+		return false
+	}
+}
+
+// err says how the child ended, nil while it runs.
+func (c *child) err() error {
+	if !c.hasExited() {
 		return nil
 	}
+	return c.started().Err()
 }
 
 // Kill implements runner.Runner.
