@@ -303,9 +303,14 @@ func writeOutputs(a *app, output map[string]any, format string) error {
 	if path == "" {
 		_, err = a.out.Write(text)
 	} else {
-		// Kargo made the file, or the pipe.
+		// Kargo made the file, or the pipe. Lines may follow those of somebody else; a
+		// JSON document stands alone, also when the command is run again.
+		how := os.O_WRONLY | os.O_CREATE | os.O_APPEND
+		if format == "json" {
+			how |= os.O_TRUNC
+		}
 		var f *os.File
-		if f, err = os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600); err == nil {
+		if f, err = os.OpenFile(path, how, 0o600); err == nil {
 			_, err = f.Write(text)
 			err = errors.Join(err, f.Close())
 		}

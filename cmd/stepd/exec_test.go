@@ -122,3 +122,23 @@ func TestOutputsUpToKargosLimit(t *testing.T) {
 		}
 	}
 }
+
+// TestOutputsAreWrittenAgain: a command may be run several times.
+func TestOutputsAreWrittenAgain(t *testing.T) {
+	for _, tc := range []struct{ format, want string }{
+		{"json", `{"n":2}` + "\n"},
+		{"keyvalue", "before=1\nn=1\nn=2\n"}, // the last line counts
+	} {
+		path := filepath.Join(t.TempDir(), "output")
+		writeFile(t, path, "before=1\n")
+		t.Setenv("KARGO_OUTPUT", path)
+		for n := range 2 {
+			if err := writeOutputs(&app{}, map[string]any{"n": n + 1}, tc.format); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if b, err := os.ReadFile(path); err != nil || string(b) != tc.want {
+			t.Errorf("%s: %q, %v; want %q", tc.format, b, err, tc.want)
+		}
+	}
+}
