@@ -714,6 +714,38 @@ func debugging(t *testing.T, announce func(context.Context, string, protocol.Rea
 
 func goOn(context.Context, string, protocol.Reattach) error { return nil }
 
+// TestTheDebuggedPluginEndsUnderAnother: the run that started the plugin ends
+// while another uses it.
+func TestTheDebuggedPluginEndsUnderAnother(t *testing.T) {
+	opts := install(t, "stepd-step-naughty")
+	sc := &steps.Context{WorkDir: t.TempDir()}
+	started := filepath.Join(sc.WorkDir, "started")
+	if err := unix.Mkfifo(started, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	second := make(chan error, 1)
+	first := opts
+	first.Debug = debugging(t, func(_ context.Context, name string, at protocol.Reattach) error {
+		visitor := opts
+		visitor.Reattach = map[string]protocol.Reattach{name: at}
+		h := open(t, visitor)
+		go func() {
+			_, err := lookup(h)(t, "obedient").New(steps.Capabilities{}).Run(t.Context(), sc)
+			second <- err
+		}()
+		_, err := os.ReadFile(started)
+		return err
+	})
+	h := open(t, first)
+	if _, err := run(t, h, "pid", sc); err != nil {
+		t.Fatal(err)
+	}
+	h.Close()
+	if err := <-second; err == nil || steps.IsTerminal(err) || !strings.Contains(err.Error(), "or the stepd that started it, has ended") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestDebuggingStopsAtUnixSockets(t *testing.T) {
 	opts := install(t, "stepd-step-naughty")
 	opts.Reattach = map[string]protocol.Reattach{"stepd-step-naughty": {Network: "tcp", Address: "127.0.0.1:1"}}

@@ -19,7 +19,9 @@ import (
 	goplugin "github.com/hashicorp/go-plugin"
 	gprunner "github.com/hashicorp/go-plugin/runner"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 
 	"github.com/stepd/stepd/internal/sandbox"
 	"github.com/stepd/stepd/runner/plugin/protocol"
@@ -287,8 +289,10 @@ func (p *process) close() {
 // died tells whether the plugin has ended by itself. A crash shows on the
 // connection a moment before the process can be seen to have ended.
 func (p *process) died() bool {
-	if p.child == nil {
-		return false
+	if p.attached {
+		ctx, cancel := context.WithTimeout(context.Background(), deathDelay)
+		defer cancel()
+		return status.Code(p.healthy(ctx)) == codes.Unavailable
 	}
 	proc := p.child.started()
 	if proc == nil {
@@ -304,6 +308,9 @@ func (p *process) died() bool {
 
 // epitaph says how the plugin ended, for the error of the step it ran.
 func (p *process) epitaph() string {
+	if p.attached {
+		return "the plugin, or the stepd that started it, has ended"
+	}
 	text := "the plugin ended"
 	if err := p.child.err(); err != nil {
 		text = "the plugin ended: " + err.Error()
