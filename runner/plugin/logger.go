@@ -61,12 +61,18 @@ func (l *hcLogger) log(level slog.Level, msg string, args []any) {
 	case left < 0:
 		l.to.Warn("the plugin wrote too much; no more of it is logged", "records", maxRecords)
 	default:
-		bounded := make([]any, len(args), len(args)+2)
-		for i, a := range args {
-			if text, ok := a.(string); ok {
-				a = cut(text)
+		bounded := make([]any, 0, len(args)+2)
+		for i := 0; i < len(args); i++ {
+			switch a := args[i].(type) {
+			case string:
+				if i%2 == 0 && a == "plugin" { // the logger says it in every record
+					i++
+					continue
+				}
+				bounded = append(bounded, cut(a))
+			default:
+				bounded = append(bounded, a)
 			}
-			bounded[i] = a
 		}
 		if step := l.step.Load(); step != nil {
 			bounded = append(bounded, "step", *step)

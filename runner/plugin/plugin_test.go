@@ -242,7 +242,10 @@ func TestNothingIsGrantedThatTheOperatorDidNotGrant(t *testing.T) {
 }
 
 func TestCrash(t *testing.T) {
-	h := open(t, install(t, "stepd-step-naughty"))
+	opts := install(t, "stepd-step-naughty")
+	var logged counter
+	opts.Log = slog.New(slog.NewTextHandler(&logged, nil))
+	h := open(t, opts)
 	sc := &steps.Context{WorkDir: t.TempDir()}
 	before, err := run(t, h, "pid", sc)
 	if err != nil {
@@ -260,6 +263,19 @@ func TestCrash(t *testing.T) {
 	after, err := run(t, h, "pid", sc)
 	if err != nil || after.Output["pid"] == before.Output["pid"] {
 		t.Errorf("after the crash: %v, %v; want another process than %v", after.Output, err, before.Output)
+	}
+	h.Close()
+	exits := 0
+	for line := range strings.Lines(logged.text()) {
+		if strings.Contains(line, "plugin process exited") && strings.Contains(line, "signal: killed") {
+			exits++
+			if strings.Count(line, " plugin=") != 1 {
+				t.Errorf("the record does not say once which plugin it is: %s", line)
+			}
+		}
+	}
+	if exits != 1 {
+		t.Errorf("the crash is logged %d times:\n%s", exits, logged.text())
 	}
 }
 
