@@ -461,7 +461,7 @@ func TestInstallRefuses(t *testing.T) {
 		{"a name that is not a plugin's", "begins with stepd-step-", plugin.InstallOptions{Path: self(t), Name: "evil"}},
 		{"a name with a path in it", "begins with stepd-step-", plugin.InstallOptions{Path: self(t), Name: "stepd-step-../x"}},
 		{"stepd's own step", "would replace", plugin.InstallOptions{Path: self(t), Name: "stepd-step-contract", Reserved: []string{"contract-fail"}}},
-		{"a grant that nothing asks for", "asks for", plugin.InstallOptions{Path: self(t), Name: "stepd-step-naughty", Grants: []steps.Capability{steps.AccessCredentials}}},
+		{"a grant that nothing asks for", "asks for", plugin.InstallOptions{Path: self(t), Name: "stepd-step-naughty", Grants: []steps.Capability{steps.AccessArgoCD}}},
 		{"no such program", "no such file", plugin.InstallOptions{Path: "/nowhere/stepd-step-x"}},
 		{"a directory", "not a file", plugin.InstallOptions{Path: t.TempDir(), Name: "stepd-step-x"}},
 	} {
