@@ -35,9 +35,10 @@ type InstallOptions struct {
 	Now time.Time
 }
 
-// Install copies a program into the plugin directory, starts it once, confined
-// and without a work dir, to hear which steps it has, and pins it. What was
-// installed under the name before is replaced.
+// Install copies a program into the plugin directory, starts it once, confined,
+// without a work dir and, where the system can do that, without network, to
+// hear which steps it has, and pins it. What was installed under the name
+// before is replaced.
 func Install(ctx context.Context, host HostOptions, opts InstallOptions) (Entry, error) {
 	if opts.Name == "" {
 		opts.Name = filepath.Base(opts.Path)
@@ -64,7 +65,13 @@ func Install(ctx context.Context, host HostOptions, opts InstallOptions) (Entry,
 		entry = Entry{Name: opts.Name, Digest: digest, Source: opts.Source, Grants: opts.Grants}
 		here := host
 		here.Dir = stage
-		if entry.Steps, err = interview(ctx, here, entry); err != nil {
+		here.NoNetwork = true
+		entry.Steps, err = interview(ctx, here, entry)
+		if errors.Is(err, errors.ErrUnsupported) {
+			here.NoNetwork = host.NoNetwork
+			entry.Steps, err = interview(ctx, here, entry)
+		}
+		if err != nil {
 			return err
 		}
 		if err := acceptable(*ix, entry, opts.Reserved); err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -41,6 +42,13 @@ func TestMain(m *testing.M) {
 		sdk.Serve(steps.Registration{Name: "odd", New: nobody, ConfigSchema: []byte(`{"type": 5}`)})
 	case "stepd-step-badcapability":
 		sdk.Serve(steps.Registration{Name: "odd", New: nobody, Metadata: steps.Metadata{RequiredCapabilities: []steps.Capability{"access-everything"}}})
+	case "stepd-step-caller":
+		if conn, err := net.Dial("udp", "127.0.0.1:9"); err == nil {
+			conn.Close()
+			fmt.Fprintln(os.Stderr, "the network is there")
+			os.Exit(1)
+		}
+		sdk.Serve(naughty()...)
 	case "stepd-step-link":
 		// The socket is a link to one of another program's.
 		if err := os.Symlink("/run/other.sock", filepath.Join(os.Getenv("PLUGIN_UNIX_SOCKET_DIR"), "s")); err != nil {
@@ -468,6 +476,19 @@ func TestInstallRefuses(t *testing.T) {
 		if _, err := plugin.Install(t.Context(), opts, tc.in); err == nil || !strings.Contains(err.Error(), tc.says) {
 			t.Errorf("%s: %v, want %q", tc.reason, err, tc.says)
 		}
+	}
+}
+
+// TestInstallGivesNoNetwork: a program that looks for the network when it starts
+// finds it only in a live run, in which it then refuses to start.
+func TestInstallGivesNoNetwork(t *testing.T) {
+	opts := install(t, "stepd-step-caller")
+	if _, err := run(t, open(t, opts), "pid", &steps.Context{WorkDir: t.TempDir()}); err == nil || !strings.Contains(err.Error(), "the network is there") {
+		t.Errorf("in a live run: %v", err)
+	}
+	opts.NoNetwork = true
+	if _, err := run(t, open(t, opts), "pid", &steps.Context{WorkDir: t.TempDir()}); err != nil {
+		t.Errorf("in a dry run: %v", err)
 	}
 }
 
