@@ -171,7 +171,7 @@ func (r *pluginRunner) Run(ctx context.Context, sc *steps.Context) (steps.Result
 		// its end makes sure that nothing happens after Run returned.
 		r.host.release(k, p, true)
 	default:
-		if died := p.died(); died && (!p.closing.Load() || p.crashed.Load()) {
+		if died := p.died(ctx); died && (!p.closing.Load() || p.crashed.Load()) {
 			err = fmt.Errorf("%w: %s", err, p.epitaph())
 		} else if why := r.host.whyRetired(p); why != "" {
 			err = fmt.Errorf("%w: %s", err, why)

@@ -288,9 +288,9 @@ func (p *process) close() {
 
 // died tells whether the plugin has ended by itself. A crash shows on the
 // connection a moment before the process can be seen to have ended.
-func (p *process) died() bool {
+func (p *process) died(ctx context.Context) bool {
 	if p.attached {
-		ctx, cancel := context.WithTimeout(context.Background(), deathDelay)
+		ctx, cancel := context.WithTimeout(ctx, deathDelay)
 		defer cancel()
 		return status.Code(p.healthy(ctx)) == codes.Unavailable
 	}
