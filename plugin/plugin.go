@@ -129,7 +129,7 @@ func dialFile(number string) (*grpc.ClientConn, error) {
 // debug serves without a host until the program is interrupted, to those who
 // can enter the directory of the socket: this user.
 func (g *guest) debug() error {
-	dir, err := os.MkdirTemp("", "stepd-plugin-")
+	dir, err := os.MkdirTemp("", "stepd-guest-")
 	if err != nil {
 		return fmt.Errorf("cannot serve: %w", err)
 	}

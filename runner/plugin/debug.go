@@ -54,19 +54,19 @@ type relay struct {
 	health  grpc_health_v1.HealthClient
 	server  *grpc.Server
 	serving sync.WaitGroup
-	dir     string
+	dir     *privateDir
 	address net.Addr
 }
 
 // newRelay serves the plugin of p at a socket in a directory of its own.
 func newRelay(p *process) (*relay, error) {
-	dir, err := os.MkdirTemp(socketBase(), "stepd-debug-")
+	dir, err := newPrivateDir()
 	if err != nil {
 		return nil, err
 	}
-	listener, err := net.Listen("unix", filepath.Join(dir, "relay")) //nolint:noctx // listening on a socket does not wait
+	listener, err := net.Listen("unix", filepath.Join(dir.path, "relay")) //nolint:noctx // listening on a socket does not wait
 	if err != nil {
-		return nil, errors.Join(err, os.Remove(dir))
+		return nil, errors.Join(err, dir.remove())
 	}
 	r := &relay{
 		process: p,
@@ -85,7 +85,7 @@ func newRelay(p *process) (*relay, error) {
 func (r *relay) stop() {
 	r.server.Stop()
 	r.serving.Wait()
-	if err := os.RemoveAll(r.dir); err != nil {
+	if err := r.dir.remove(); err != nil {
 		r.process.log.Warn("cannot remove a relay's directory", "err", err)
 	}
 }
@@ -220,10 +220,10 @@ func (p *process) attach(at protocol.Reattach) error {
 		p.log.Warn("this is a dry run, but the plugin can reach the network and could act for real", "pid", at.Pid)
 	}
 	var err error
-	if p.dir, err = os.MkdirTemp(socketBase(), "stepd-debug-"); err != nil {
+	if p.private, err = newPrivateDir(); err != nil {
 		return err
 	}
-	socket := filepath.Join(p.dir, "host")
+	socket := filepath.Join(p.private.path, "host")
 	listener, err := net.Listen("unix", socket) //nolint:noctx // listening on a socket does not wait
 	if err != nil {
 		return err

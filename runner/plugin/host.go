@@ -52,6 +52,8 @@ func DefaultLimits() sandbox.Limits {
 type Host struct {
 	opts  HostOptions
 	index Index
+	// removeLeftOver is done once, before the first process starts.
+	removeLeftOver func()
 
 	mu     sync.Mutex
 	closed bool
@@ -100,7 +102,10 @@ func newHost(opts HostOptions) *Host {
 	if opts.Limits == (sandbox.Limits{}) {
 		opts.Limits = DefaultLimits()
 	}
-	return &Host{opts: opts, procs: map[key]*process{}, freed: make(chan struct{})}
+	return &Host{
+		opts: opts, procs: map[key]*process{}, freed: make(chan struct{}),
+		removeLeftOver: sync.OnceFunc(func() { removeLeftOver(opts.Log) }),
+	}
 }
 
 // Registrations describes the steps of all pinned plugins, from the index.
@@ -183,6 +188,7 @@ func (r *pluginRunner) Run(ctx context.Context, sc *steps.Context) (steps.Result
 
 // acquire returns a running process for k, which the caller has to release.
 func (h *Host) acquire(ctx context.Context, k key, e Entry) (*process, error) {
+	h.removeLeftOver()
 	for {
 		h.mu.Lock()
 		p := h.procs[k]

@@ -48,6 +48,14 @@ func Install(ctx context.Context, host HostOptions, opts InstallOptions) (Entry,
 	}
 	var entry Entry
 	err := change(host.Dir, func(ix *Index) error {
+		// Under the lock, what is there is of an installation that was killed.
+		left, err := filepath.Glob(filepath.Join(host.Dir, ".install-*"))
+		for _, dir := range left {
+			err = errors.Join(err, os.RemoveAll(dir))
+		}
+		if err != nil {
+			return err
+		}
 		stage, err := os.MkdirTemp(host.Dir, ".install-")
 		if err != nil {
 			return err

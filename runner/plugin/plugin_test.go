@@ -479,6 +479,20 @@ func TestInstallRefuses(t *testing.T) {
 	}
 }
 
+func TestInstallRemovesWhatAKilledOneLeft(t *testing.T) {
+	opts := install(t, "stepd-step-naughty")
+	left := filepath.Join(opts.Dir, ".install-1", "stepd-step-half")
+	if err := errors.Join(os.Mkdir(filepath.Dir(left), 0o700), os.WriteFile(left, nil, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := plugin.Install(t.Context(), opts, plugin.InstallOptions{Path: self(t), Name: "stepd-step-naughty"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Dir(left)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it is still there: %v", err)
+	}
+}
+
 // TestInstallGivesNoNetwork: a program that looks for the network when it starts
 // finds it only in a live run, in which it then refuses to start.
 func TestInstallGivesNoNetwork(t *testing.T) {
@@ -672,6 +686,73 @@ func TestNoPluginSurvivesItsHost(t *testing.T) {
 	_ = cmd.Wait()
 	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 2000); n != 1 {
 		t.Errorf("2 s after the host was killed the plugin is still there: %v", err)
+	}
+}
+
+// TestWhatAKilledHostLeftIsRemoved: and nothing else is.
+func TestWhatAKilledHostLeftIsRemoved(t *testing.T) {
+	opts := install(t, "stepd-step-naughty")
+	tmp, err := os.MkdirTemp("", "left-") // shorter than t.TempDir, for the sockets below it
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(tmp)
+	t.Setenv("TMPDIR", tmp)
+	doomed := exec.Command(self(t))
+	doomed.Env = append(os.Environ(), "PLUGIN_HOST_ROLE="+opts.Dir)
+	stdout, err := doomed.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := doomed.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil {
+		t.Fatalf("the host says %q, %v", line, err)
+	}
+	if err := doomed.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = doomed.Wait()
+	left, err := filepath.Glob(filepath.Join(tmp, "stepd-host-*"))
+	if err != nil || len(left) != 1 {
+		t.Fatalf("the killed host left %v, %v; want one directory", left, err)
+	}
+	alive := open(t, opts)
+	sc := &steps.Context{WorkDir: t.TempDir()}
+	before, err := run(t, alive, "pid", sc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	long := time.Now().Add(-time.Hour)
+	all, err := filepath.Glob(filepath.Join(tmp, "stepd-host-*"))
+	if err != nil || len(all) != 2 {
+		t.Fatalf("directories: %v, %v", all, err)
+	}
+	for _, dir := range all {
+		if err := os.Chtimes(dir, long, long); err != nil {
+			t.Fatal(err)
+		}
+	}
+	elsewhere := filepath.Join(t.TempDir(), "elsewhere")
+	young := filepath.Join(tmp, "stepd-host-young")
+	link := filepath.Join(tmp, "stepd-host-link")
+	if err := errors.Join(os.Mkdir(elsewhere, 0o700), os.Mkdir(young, 0o700), os.Symlink(elsewhere, link), os.Chtimes(elsewhere, long, long)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := run(t, open(t, opts), "pid", &steps.Context{WorkDir: t.TempDir()}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(left[0]); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what the killed host left is still there: %v", err)
+	}
+	for _, path := range []string{young, link, elsewhere} {
+		if _, err := os.Stat(path); err != nil {
+			t.Errorf("what is nobody's to remove is gone: %v", err)
+		}
+	}
+	if after, err := run(t, alive, "pid", sc); err != nil || after.Output["pid"] != before.Output["pid"] {
+		t.Errorf("the host that lives: %v, %v", after.Output, err)
 	}
 }
 

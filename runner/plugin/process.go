@@ -46,7 +46,7 @@ type process struct {
 	log     *slog.Logger
 
 	startOnce func() error
-	dir       string // private: sockets, HOME, TMPDIR
+	private   *privateDir // sockets, HOME, TMPDIR
 	child     *child
 	client    *goplugin.Client
 	conn      *grpc.ClientConn
@@ -133,10 +133,10 @@ func (p *process) connect() error {
 		return remedy(err)
 	}
 	defer func() { _ = image.Close() }()
-	if p.dir, err = os.MkdirTemp(socketBase(), "stepd-plugin-"); err != nil {
+	if p.private, err = newPrivateDir(); err != nil {
 		return err
 	}
-	p.child = &child{name: p.entry.Name, dir: p.dir}
+	p.child = &child{name: p.entry.Name, dir: p.private.path}
 	config.AutoMTLS = true
 	config.SkipHostEnv = true
 	if p.opts.Debug != nil {
@@ -146,7 +146,7 @@ func (p *process) connect() error {
 	} else {
 		config.GRPCBrokerMultiplex = true
 	}
-	config.UnixSocketConfig = &goplugin.UnixSocketConfig{TempDir: p.dir}
+	config.UnixSocketConfig = &goplugin.UnixSocketConfig{TempDir: p.private.path}
 	config.RunnerFunc = func(_ hclog.Logger, spec *exec.Cmd, _ string) (gprunner.Runner, error) {
 		return p.child, p.child.prepare(image, spec.Env, p.policy())
 	}
@@ -168,16 +168,6 @@ func (p *process) connect() error {
 	}
 	p.conn, p.broker = d.conn, d.broker
 	return nil
-}
-
-// socketBase is the temporary directory, unless a socket in it could have a
-// longer path than the 107 bytes that one may have, see unix(7).
-func socketBase() string {
-	const below = len("/stepd-plugin-4294967295/plugin-dir4294967295/plugin4294967295")
-	if base := os.TempDir(); len(base)+below <= 107 {
-		return base
-	}
-	return "/tmp"
 }
 
 // meet checks that the plugin is well and has the steps it was pinned with.
@@ -236,7 +226,7 @@ func (p *process) grant(sc *steps.Context, caps steps.Capabilities) rpc.Grant {
 func (p *process) policy() sandbox.Policy {
 	policy := sandbox.Policy{
 		ReadOnly:  append(sandbox.SystemPaths(), p.opts.ReadOnly...),
-		ReadWrite: []string{p.dir},
+		ReadWrite: []string{p.private.path},
 		NoNetwork: p.opts.NoNetwork,
 		Limits:    p.opts.Limits,
 	}
@@ -279,8 +269,8 @@ func (p *process) close() {
 	if p.child != nil {
 		p.child.wait()
 	}
-	if p.dir != "" {
-		if err := os.RemoveAll(p.dir); err != nil {
+	if p.private != nil {
+		if err := p.private.remove(); err != nil {
 			p.log.Warn("cannot remove a plugin's private directory", "err", err)
 		}
 	}
