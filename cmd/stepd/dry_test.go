@@ -147,7 +147,7 @@ func TestDryRunIsTheLiveRun(t *testing.T) {
 			if got := server.MustGit(t, "r.git", "for-each-ref"); got != seeded {
 				t.Fatalf("the dry run changed the server to\n%s", got)
 			}
-			live := runBoth(t, task, url, tc.branch, "--live")
+			live := runBoth(t, task, url, tc.branch, "--live", "--diff")
 			if diff := cmp.Diff(live, dry); diff != "" {
 				t.Errorf("%s (-live +dry):\n%s", tc.reason, diff)
 			}

@@ -48,12 +48,14 @@ type edges struct {
 type edgeFlags struct {
 	allowHTTP               []string
 	kubeconfig, kubeContext string
+	diffs                   bool
 	clusters                clusterFlags
 	plugins                 pluginFlags
 }
 
 func (f *edgeFlags) add(fl *pflag.FlagSet) {
 	fl.StringArrayVar(&f.allowHTTP, "allow-http", nil, "in a dry run, really send GET and HEAD requests of http steps to URLs below this one (repeatable)")
+	fl.BoolVar(&f.diffs, "diff", false, "with --live, show the diffs of atomic-commit too, each for one more request to the git server; a dry run shows all diffs")
 	fl.StringVar(&f.kubeconfig, "kubeconfig", "", "the cluster with Argo CD's resources: its Applications are synced with --live (default: syncs are recorded), and plugins that were granted access-argocd may use it")
 	f.clusters.addControlPlane(fl)
 	f.plugins.add(fl)
@@ -141,7 +143,7 @@ func newEdges(ctx context.Context, a *app, f edgeFlags, live bool, set *load.Set
 		if intents, err = stateDir("intents"); err != nil {
 			a.statusf("warning: atomic-commit will not run: %v", err)
 		}
-		commits = gitrepo.NewLive(gitrepo.LiveOptions{Log: e.effects})
+		commits = gitrepo.NewLive(gitrepo.LiveOptions{Log: e.effects, Diffs: f.diffs})
 	} else {
 		// Nobody resumes a dry run.
 		var err error

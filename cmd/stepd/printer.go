@@ -111,7 +111,12 @@ func (p *printer) finish(r report, took time.Duration) {
 			p.printf("    %s", strings.TrimSuffix(line, "\n")+"\n")
 		}
 		p.printf("\n%s", c.Diff)
-		if c.Diff != "" && !strings.HasSuffix(c.Diff, "\n") {
+		switch {
+		case c.Diff == "":
+			for _, path := range c.Paths {
+				p.printf("    changes %s\n", path)
+			}
+		case !strings.HasSuffix(c.Diff, "\n"):
 			p.printf("\n")
 		}
 	}

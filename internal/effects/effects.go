@@ -19,8 +19,9 @@ type Commit struct {
 	Pushed bool `json:"pushed"`
 	// Paths are the changed paths, slash separated and sorted.
 	Paths []string `json:"paths"`
-	// Diff is a unified diff against the parent.
-	Diff string `json:"diff"`
+	// Diff is a unified diff against the parent; empty when a remote that pushed
+	// the commit was not asked for it.
+	Diff string `json:"diff,omitempty"`
 	// Message is the full commit message, trailers included.
 	Message string `json:"message,omitempty"`
 	// Step is the alias of the step that made it.

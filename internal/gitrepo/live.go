@@ -15,9 +15,11 @@ import (
 
 // LiveOptions configure a Live dialer. The zero value works.
 type LiveOptions struct {
-	// Log, if not nil, receives every commit that was pushed, with its diff.
-	// The diff costs one more request per push, made at the same time.
+	// Log, if not nil, receives every commit that was pushed.
 	Log *effects.Log
+	// Diffs logs commits with their diffs. What was there before has to be asked
+	// for, which is one more request per push, made at the same time.
+	Diffs bool
 	// KnownHosts are files in OpenSSH's known_hosts format; default is
 	// ~/.ssh/known_hosts and /etc/ssh/ssh_known_hosts. A host that is in none
 	// of them is refused.
@@ -47,8 +49,9 @@ type Live struct {
 
 type liveRemote struct {
 	*remote
-	key string
-	log *effects.Log
+	key   string
+	log   *effects.Log
+	diffs bool
 }
 
 // NewLive returns a Live dialer.
@@ -92,7 +95,7 @@ func (l *Live) Dial(_ context.Context, t Target) (Remote, error) {
 		return nil, fmt.Errorf("cannot use %s: %w", u, err)
 	}
 	r := &liveRemote{
-		key: key, log: l.opts.Log,
+		key: key, log: l.opts.Log, diffs: l.opts.Diffs,
 		remote: &remote{
 			url: u.String(), wire: w, store: newObjects(l.opts.MemoryPerRemote), timeout: l.opts.RequestTimeout,
 			learned: &l.profiles, key: u.String(), complete: map[Hash]bool{},
@@ -122,8 +125,12 @@ func (l *Live) wire(t Target, u *url.URL, user string) (wire, error) {
 
 // Push implements Remote; it records what was pushed.
 func (r *liveRemote) Push(ctx context.Context, p Push) error {
-	if r.log == nil {
-		return r.remote.Push(ctx, p)
+	if r.log == nil || !r.diffs {
+		err := r.remote.Push(ctx, p)
+		if err == nil && r.log != nil {
+			record(r.log, r.url, p, make([]string, len(p.Commits)), true)
+		}
+		return err
 	}
 	// Old blobs are only needed to show the diff. They are read while the server
 	// works on the push; that goes first, over the connection that is open. Over

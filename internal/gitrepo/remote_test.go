@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/stepd/stepd/internal/effects"
 	"github.com/stepd/stepd/internal/gitrepo/gittest"
 )
@@ -117,6 +119,28 @@ func TestCommitOverEveryProtocol(t *testing.T) {
 				t.Errorf("history: %d commits, complete %t, err %v", len(h.Commits), h.Complete, err)
 			}
 		})
+	}
+}
+
+func TestDiffOfWhatWasPushed(t *testing.T) {
+	for _, diffs := range []bool{false, true} {
+		s := gittest.New(t)
+		url := s.MustCreate(t, "r.git")
+		s.MustCommit(t, "r.git", "one", map[string]string{"a.yaml": "x: 1\n"})
+		log := &effects.Log{}
+		r := dial(t, NewLive(LiveOptions{Log: log, Diffs: diffs}), url)
+		commitOnce(t, r, file("a.yaml", "x: 2\n"))
+		got := log.Commits()
+		if len(got) != 1 || !got[0].Pushed || !cmp.Equal(got[0].Paths, []string{"a.yaml"}) || strings.Contains(got[0].Diff, "-x: 1\n+x: 2\n") != diffs {
+			t.Errorf("diffs %t: effects = %+v", diffs, got)
+		}
+		want := 3 // the tip, its tree, the push
+		if diffs {
+			want++
+		}
+		if n := len(s.Requests()); n != want {
+			t.Errorf("diffs %t: %d requests, want %d", diffs, n, want)
+		}
 	}
 }
 
