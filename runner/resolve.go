@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -126,9 +127,40 @@ func (r *resolver) resolve() error {
 		if _, missing := errors.AsType[*MissingVariableError](err); missing && r.stage == nil {
 			err = fmt.Errorf("%w; give %s", err, strings.Join(r.requiredFlags(), " "))
 		}
+		if missing, ok := errors.AsType[*NotFoundError](err); ok {
+			err = r.missingTask(err, template, missing)
+		}
 		return err
 	}
 	return nil
+}
+
+// missingTask adds where a task is referred to that is not there, and what may
+// have been meant.
+func (r *resolver) missingTask(err error, template []Step, missing *NotFoundError) error {
+	docs := load.Of[*kargoapi.PromotionTask](r.set)
+	if missing.Kind == kargoapi.KindClusterPromotionTask {
+		docs = load.Of[*kargoapi.ClusterPromotionTask](r.set)
+	}
+	remedy := "load it with -f"
+	var names []string
+	for _, d := range docs {
+		names = append(names, d.Name)
+		if d.Name == missing.Name {
+			remedy = fmt.Sprintf("the one at %s is of project %q, not %q", d.Position(""), d.Namespace, r.p.Project)
+		}
+	}
+	if near := nearname.Nearest(missing.Name, names, 1); len(near) > 0 {
+		remedy += fmt.Sprintf(", or did you mean %q?", near[0])
+	}
+	for _, s := range template {
+		if s.Task != nil && s.Task.Name == missing.Name {
+			if at := s.Position("/task/name"); at.Line > 0 {
+				return fmt.Errorf("%w; %s: %s", err, at, remedy)
+			}
+		}
+	}
+	return fmt.Errorf("%w; %s", err, remedy)
 }
 
 // requiredFlags lists what a task that runs by itself still needs.
@@ -230,9 +262,16 @@ func only(what, flag string, docs []*load.Document) (*load.Document, error) {
 	if len(docs) == 1 {
 		return docs[0], nil
 	}
-	names := make([]string, len(docs))
-	for i, d := range docs {
-		names[i] = d.Name
+	var names, places []string
+	for _, d := range docs {
+		if !slices.Contains(names, d.Name) {
+			names = append(names, d.Name)
+		}
+		places = append(places, d.Position("").String())
+	}
+	if len(names) == 1 {
+		return nil, fmt.Errorf("%d %ss of the name %q among the documents: %s; keep one, or give %s %s, which takes the last",
+			len(docs), what, names[0], strings.Join(places, ", "), flag, names[0])
 	}
 	return nil, fmt.Errorf("%d %ss among the documents; select one with %s: %s",
 		len(docs), what, flag, strings.Join(names, ", "))

@@ -39,7 +39,7 @@ func newLintCommand(a *app) *cobra.Command {
 		set, err := load.Documents(cmd.Context(), args, a.in)
 		errs := load.AsErrors(err)
 		if err != nil && errs == nil {
-			return usageError("%w", err)
+			return &exitError{code: exitFailed, err: errors.New("interrupted")}
 		}
 		registry, err := stepKinds()
 		if err != nil {

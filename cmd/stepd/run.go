@@ -260,6 +260,9 @@ func loadDocuments(ctx context.Context, a *app, f runFlags, opts *runner.Options
 		}
 	}
 	set, err := load.Documents(ctx, paths, a.in)
+	if ctx.Err() != nil {
+		return nil, &exitError{code: exitFailed, err: errors.New("interrupted")}
+	}
 	if err != nil {
 		return nil, &exitError{code: exitUsage, err: err}
 	}

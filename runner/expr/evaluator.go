@@ -425,8 +425,12 @@ func (e *LocatedError) Unwrap() error { return e.Err }
 
 // explain adds to expr's wording of a common mistake what it leaves out.
 func explain(err error) error {
-	if strings.Contains(err.Error(), "on zero Value") {
+	text := err.Error()
+	switch {
+	case strings.Contains(text, "on zero Value"):
 		return &HintedError{err, "the function before the dot found nothing; use ?. and ?? where that may happen"}
+	case strings.HasPrefix(text, "cannot fetch ") && strings.Contains(text, " from <nil>"):
+		return &HintedError{err, "what is before the dot is null, as are the outputs of a step that was skipped; use ?. and ?? where that may happen"}
 	}
 	return err
 }

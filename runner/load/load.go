@@ -75,8 +75,7 @@ func (l *loader) path(ctx context.Context, path string, stdin io.Reader) error {
 			l.fail("-", errors.New("cannot read standard input: there is none"))
 			return nil
 		}
-		l.read("-", stdin)
-		return nil
+		return l.read(ctx, "-", func() (io.ReadCloser, error) { return io.NopCloser(stdin), nil })
 	}
 	info, err := os.Stat(path)
 	switch {
@@ -84,8 +83,7 @@ func (l *loader) path(ctx context.Context, path string, stdin io.Reader) error {
 		l.fail(path, fmt.Errorf("cannot load documents: %w", err))
 		return nil
 	case !info.IsDir():
-		l.file(path)
-		return nil
+		return l.file(ctx, path)
 	}
 	return l.directory(ctx, path)
 }
@@ -111,8 +109,9 @@ func (l *loader) directory(ctx context.Context, dir string) error {
 			case ".yaml", ".yml", ".json":
 				if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
 					l.walked = true
-					l.file(path)
+					err := l.file(ctx, path)
 					l.walked = false
+					return err
 				}
 			}
 		}
@@ -129,32 +128,49 @@ func (l *loader) directory(ctx context.Context, dir string) error {
 	return nil
 }
 
-func (l *loader) file(path string) {
+func (l *loader) file(ctx context.Context, path string) error {
 	if abs, err := filepath.Abs(path); err == nil {
 		if l.seen[abs] {
-			return
+			return nil
 		}
 		l.seen[abs] = true
 	}
-	f, err := os.Open(path)
-	if err != nil {
-		l.fail(path, fmt.Errorf("cannot load documents: %w", err))
-		return
-	}
-	defer func() { _ = f.Close() }()
-	l.read(path, f)
+	return l.read(ctx, path, func() (io.ReadCloser, error) { return os.Open(path) })
 }
 
-func (l *loader) read(file string, r io.Reader) {
-	text, err := io.ReadAll(io.LimitReader(r, maxFileSize+1))
+// read loads what open opens. Nothing but the end of the process ends the opening
+// or reading of a pipe that nobody writes to, so that is left alone when ctx ends.
+func (l *loader) read(ctx context.Context, file string, open func() (io.ReadCloser, error)) error {
+	type content struct {
+		text []byte
+		err  error
+	}
+	done := make(chan content, 1)
+	go func() {
+		r, err := open()
+		if err != nil {
+			done <- content{nil, err}
+			return
+		}
+		text, err := io.ReadAll(io.LimitReader(r, maxFileSize+1))
+		_ = r.Close()
+		done <- content{text, err}
+	}()
+	var c content
+	select {
+	case c = <-done:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	switch {
-	case err != nil:
-		l.fail(file, fmt.Errorf("cannot load documents: %w", err))
-	case len(text) > maxFileSize:
+	case c.err != nil:
+		l.fail(file, fmt.Errorf("cannot load documents: %w", c.err))
+	case len(c.text) > maxFileSize:
 		l.fail(file, fmt.Errorf("cannot load documents: larger than %d MiB", maxFileSize>>20))
 	default:
-		l.text(file, text)
+		l.text(file, c.text)
 	}
+	return nil
 }
 
 func (l *loader) text(file string, text []byte) {

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -188,6 +190,17 @@ func TestAllProblemsAtOnce(t *testing.T) {
 	}
 	if len(set.Documents) != 1 {
 		t.Errorf("%d documents, want the good one", len(set.Documents))
+	}
+}
+
+// TestReadingEnds: nobody may ever write to a pipe that is named.
+func TestReadingEnds(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	r, w := io.Pipe()
+	t.Cleanup(func() { _ = w.Close() })
+	time.AfterFunc(10*time.Millisecond, cancel)
+	if _, err := load.Documents(ctx, []string{"-"}, r); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want the context's error", err)
 	}
 }
 
