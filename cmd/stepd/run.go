@@ -170,7 +170,7 @@ func runPromotion(ctx context.Context, a *app, f runFlags, format string) error 
 		Registry: e.registry, Data: resolved.Data, Capabilities: e.capabilities, Observer: pr, Log: a.log(), Redactor: a.redactor,
 	}
 	began := time.Now()
-	outcome, err := engine.RunToCompletion(ctx, p)
+	outcome, err := stopping(ctx, stopGrace, func() (runner.Outcome, error) { return engine.RunToCompletion(ctx, p) })
 	if err != nil {
 		return &exitError{code: exitFailed, err: fmt.Errorf("cannot run the promotion: %w", err)}
 	}
@@ -194,6 +194,39 @@ func runPromotion(ctx context.Context, a *app, f runFlags, format string) error 
 		return &exitError{code: c}
 	}
 	return nil
+}
+
+// stopGrace is how long a promotion may take to stop when its time is up or it
+// is interrupted.
+const stopGrace = 15 * time.Second
+
+// stopping is what run returns, unless it goes on for longer than grace after
+// the end of ctx. Steps stop when they are told to, or are killed; an expression
+// that computes for hours does not listen, and ends with the process.
+func stopping[T any](ctx context.Context, grace time.Duration, run func() (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		value, err := run()
+		done <- result{value, err}
+	}()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-ctx.Done():
+	}
+	t := time.NewTimer(grace)
+	defer t.Stop()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-t.C:
+		var none T
+		return none, fmt.Errorf("it did not stop within %s of the end (%w): look for an expression that computes without end", grace, context.Cause(ctx))
+	}
 }
 
 // options turns flags into what Resolve wants to know.

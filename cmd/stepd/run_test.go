@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 )
 
 // polls is a task whose step is Running for ever.
@@ -72,5 +74,23 @@ func TestPrintable(t *testing.T) {
 		if got := printable(in); got != want {
 			t.Errorf("printable(%q) is %q, want %q", in, got, want)
 		}
+	}
+}
+
+func TestStopping(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	if got, err := stopping(ctx, time.Hour, func() (int, error) { return 1, nil }); got != 1 || err != nil {
+		t.Errorf("what has ended: %d, %v", got, err)
+	}
+	listens := func() (int, error) { <-ctx.Done(); return 2, nil }
+	cancel()
+	if got, err := stopping(ctx, time.Hour, listens); got != 2 || err != nil {
+		t.Errorf("what stops when it is told to: %d, %v", got, err)
+	}
+	release := make(chan struct{})
+	defer close(release)
+	deaf := func() (int, error) { <-release; return 3, nil }
+	if got, err := stopping(ctx, time.Millisecond, deaf); got != 0 || !errors.Is(err, context.Canceled) {
+		t.Errorf("what does not: %d, %v", got, err)
 	}
 }
