@@ -3,7 +3,8 @@ package main
 import (
 	_ "embed"
 	"fmt"
-	"sort"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/stepd/stepd/schemas"
@@ -83,7 +84,7 @@ func rebase(v any, root string) any {
 // object schema that plain text would not satisfy. Branches of anyOf, oneOf and
 // allOf stay as they are: they tell settings apart by their literal values.
 func allowTemplates(schema map[string]any) map[string]any {
-	for _, key := range sortedKeys(schema) {
+	for _, key := range slices.Sorted(maps.Keys(schema)) {
 		sub, ok := schema[key].(map[string]any)
 		if !ok {
 			continue
@@ -135,13 +136,4 @@ func plainText(schema map[string]any) bool {
 		}
 	}
 	return true
-}
-
-func sortedKeys(m map[string]any) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	sort.Strings(keys)
-	return keys
 }

@@ -4,8 +4,10 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"reflect"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -73,7 +75,7 @@ func (c *checker) value(v any, t reflect.Type, at string) {
 			c.report(at, "", "must be an object, not %s", describe(v))
 			return
 		}
-		for _, k := range sortedKeys(m) {
+		for _, k := range slices.Sorted(maps.Keys(m)) {
 			c.value(m[k], t.Elem(), at+Pointer(k))
 		}
 	case reflect.Slice:
@@ -100,7 +102,7 @@ func (c *checker) object(v any, t reflect.Type, at string) {
 	for name := range known {
 		names = append(names, name)
 	}
-	for _, k := range sortedKeys(m) {
+	for _, k := range slices.Sorted(maps.Keys(m)) {
 		ft, ok := known[k]
 		if !ok {
 			remedy := ""
@@ -205,13 +207,4 @@ func describe(v any) string {
 		return "an object"
 	}
 	return "null"
-}
-
-func sortedKeys(m map[string]any) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	sort.Strings(keys)
-	return keys
 }

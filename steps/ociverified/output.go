@@ -1,7 +1,6 @@
 package ociverified
 
 import (
-	"sort"
 	"strings"
 	"time"
 	"unicode"
@@ -81,13 +80,4 @@ func orNull(s string) any {
 		return nil
 	}
 	return s
-}
-
-func sortedKeys(m map[string]string) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	sort.Strings(keys)
-	return keys
 }

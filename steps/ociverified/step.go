@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -216,7 +218,7 @@ func checkManifest(name string, m *ocispec.Manifest, cfg *config, verdict *sigve
 	refuse := func(missing, remedy string) (ocispec.Descriptor, error) {
 		return ocispec.Descriptor{}, &sigverify.RefusedError{Artifact: name, Missing: []string{missing}, Rejected: verdict.Rejected, Remedy: remedy}
 	}
-	for _, k := range sortedKeys(cfg.Verify.Annotations) {
+	for _, k := range slices.Sorted(maps.Keys(cfg.Verify.Annotations)) {
 		want := cfg.Verify.Annotations[k]
 		have, ok := m.Annotations[k]
 		switch {

@@ -8,6 +8,7 @@ package configtest
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
@@ -238,7 +239,7 @@ func (g *Generator) object(schema map[string]any, depth int) any {
 			more, _ := branch["required"].([]any)
 			required = append(slices.Clone(required), more...)
 			overrides, _ := branch["properties"].(map[string]any)
-			for _, n := range sortedKeys(overrides) {
+			for _, n := range slices.Sorted(maps.Keys(overrides)) {
 				if o, ok := overrides[n].(map[string]any); ok && o["enum"] != nil && g.one(2) {
 					names = slices.DeleteFunc(names, func(m string) bool { return m == n })
 				} else if ok && o["const"] != nil {
@@ -305,7 +306,7 @@ func (g *Generator) wrong() any {
 func constants(node any) (found []any) {
 	switch node := node.(type) {
 	case map[string]any:
-		for _, k := range sortedKeys(node) {
+		for _, k := range slices.Sorted(maps.Keys(node)) {
 			switch v := node[k].(type) {
 			case []any:
 				if k == "enum" {
@@ -324,13 +325,4 @@ func constants(node any) (found []any) {
 		}
 	}
 	return found
-}
-
-func sortedKeys(m map[string]any) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	sort.Strings(keys)
-	return keys
 }
