@@ -28,7 +28,8 @@ func newLogger(to *slog.Logger, step *atomic.Pointer[string], closing *atomic.Bo
 	return &hcLogger{to: to, left: left, step: step, closing: closing}
 }
 
-// hcLogger is an hclog.Logger over slog. go-plugin's own chatter is debug.
+// hcLogger is an hclog.Logger over slog. go-plugin's own chatter is debug: it
+// logs without a name, and what it reads from a plugin under the plugin's.
 type hcLogger struct {
 	to      *slog.Logger
 	name    string
@@ -53,7 +54,7 @@ func (l *hcLogger) Log(level hclog.Level, msg string, args ...any) {
 }
 
 func (l *hcLogger) log(level slog.Level, msg string, args []any) {
-	if l.closing.Load() {
+	if l.closing.Load() || (l.name == "" && level < slog.LevelWarn) {
 		level = min(level, slog.LevelDebug)
 	}
 	switch left := l.left.Add(-1); {

@@ -136,7 +136,7 @@ func (p *process) connect() error {
 	if p.private, err = newPrivateDir(); err != nil {
 		return err
 	}
-	p.child = &child{name: p.entry.Name, dir: p.private.path}
+	p.child = &child{name: p.entry.Name, dir: p.private.path, ended: p.reportEnd}
 	config.AutoMTLS = true
 	config.SkipHostEnv = true
 	if p.opts.Debug != nil {
@@ -276,6 +276,24 @@ func (p *process) close() {
 	}
 }
 
+// reportEnd logs that the plugin has ended, unless it was told to. It is ours
+// and not go-plugin's to log: only this side knows a crash from a goodbye when
+// the Host closes the plugin before go-plugin has noticed that it is dead.
+func (p *process) reportEnd() {
+	if p.closing.Load() && !p.crashed.Load() {
+		return
+	}
+	how := "exit status 0"
+	if err := p.child.err(); err != nil {
+		how = err.Error()
+	}
+	args := []any{"error", how}
+	if step := p.step.Load(); step != nil {
+		args = append(args, "step", *step)
+	}
+	p.log.Error("plugin process exited", args...)
+}
+
 // died tells whether the plugin has ended by itself. A crash shows on the
 // connection a moment before the process can be seen to have ended.
 func (p *process) died(ctx context.Context) bool {
@@ -344,6 +362,7 @@ func (dispenser) GRPCClient(_ context.Context, broker *goplugin.GRPCBroker, conn
 // stands for nothing.
 type child struct {
 	name, dir string
+	ended     func() // called when it has ended and all that it said was read
 
 	cmd    *exec.Cmd
 	policy sandbox.Policy
@@ -419,10 +438,12 @@ func (c *child) started() *sandbox.Process {
 	return c.proc
 }
 
-// Wait implements runner.Runner.
+// Wait implements runner.Runner. go-plugin does nothing with the error that it
+// may return but log it, which is what ended is for.
 func (c *child) Wait(context.Context) error {
 	c.wait()
-	return c.err()
+	c.ended()
+	return nil
 }
 
 func (c *child) wait() {
