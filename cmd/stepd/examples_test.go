@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -21,7 +22,15 @@ import (
 // to run.
 func TestExampleScripts(t *testing.T) {
 	fixtures := sharedata.Path(t, "fixtures", "signatures")
-	servers := map[string]*gittest.Server{}
+	var servers sync.Map // by URL; the scripts run side by side
+	serverOf := func(ts *testscript.TestScript) *gittest.Server {
+		found, _ := servers.Load(ts.Getenv("GIT"))
+		s, ok := found.(*gittest.Server)
+		if !ok {
+			ts.Fatalf("no git server at %s", ts.Getenv("GIT"))
+		}
+		return s
+	}
 	testscript.Run(t, testscript.Params{
 		Dir:           "testdata/examples",
 		UpdateScripts: *update,
@@ -31,14 +40,14 @@ func TestExampleScripts(t *testing.T) {
 				ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(plain(ts.ReadFile("stdout"), ts.Getenv("GIT"), ts.Getenv("REGISTRY"))), 0o600))
 			},
 			"gitserver": func(ts *testscript.TestScript, _ bool, args []string) {
-				s := servers[ts.Getenv("GIT")]
+				s := serverOf(ts)
 				_, err := s.Create(args[0])
 				ts.Check(err)
 				_, err = s.Commit(args[0], gittest.Change{Message: "first", Files: gittest.Files(filesBelow(ts, args[1]))})
 				ts.Check(err)
 			},
 			"gitlog": func(ts *testscript.TestScript, _ bool, args []string) {
-				out, err := servers[ts.Getenv("GIT")].Git(args[0], args[1:]...)
+				out, err := serverOf(ts).Git(args[0], args[1:]...)
 				ts.Check(err)
 				ts.Check(os.WriteFile(ts.MkAbs("log"), []byte(strings.TrimSpace(out)+"\n"), 0o600))
 			},
@@ -55,7 +64,7 @@ func TestExampleScripts(t *testing.T) {
 				reg.Layout(t, filepath.Base(dir), dir)
 			}
 			server := gittest.New(t)
-			servers[server.URL] = server
+			servers.Store(server.URL, server)
 			home := filepath.Join(env.WorkDir, ".home")
 			for k, v := range map[string]string{
 				"REGISTRY": reg.Host(), "FIXTURES": fixtures, "GIT": server.URL, "HOME": home, "DOCKER_CONFIG": home,
