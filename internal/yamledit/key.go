@@ -92,6 +92,14 @@ func (at *location) error(s *source, key string, err error) *Error {
 	return &Error{File: s.file, Line: at.node.Line, Column: at.node.Column, Key: key, Problem: err.Error()}
 }
 
+// name is what messages call the node reached.
+func (at *location) name() string {
+	if at.depth == 0 {
+		return "the document"
+	}
+	return strconv.Quote(JoinKey(at.parts[:at.depth]))
+}
+
 // walk follows parts from root as far as they lead.
 func (s *source) walk(root *yaml.Node, parts []string, followAliases bool) *location {
 	at := &location{parts: parts, node: root, trail: []*yaml.Node{root}}
@@ -141,7 +149,7 @@ func (s *source) walk(root *yaml.Node, parts []string, followAliases bool) *loca
 		case yaml.SequenceNode:
 			i, err := strconv.ParseUint(part, 10, 31)
 			if err != nil {
-				return stop(false, fmt.Sprintf("%q is a sequence, so %q must be an index", JoinKey(parts[:at.depth]), part), "")
+				return stop(false, fmt.Sprintf("%s is a sequence, so %q must be an index", at.name(), part), "")
 			}
 			if int(i) >= len(at.node.Content) {
 				return stop(false, fmt.Sprintf("index %d is outside the sequence, which has %d items", i, len(at.node.Content)), "")
@@ -151,7 +159,7 @@ func (s *source) walk(root *yaml.Node, parts []string, followAliases bool) *loca
 			if at.node.ShortTag() == nullTag {
 				return stop(true, "is not there", "")
 			}
-			return stop(false, fmt.Sprintf("%q is a scalar, which has no keys below it", JoinKey(parts[:at.depth])), "")
+			return stop(false, at.name()+" is a scalar, which has no keys below it", "")
 		}
 		at.node, at.key = next, key
 		at.trail = append(at.trail, next)

@@ -2,6 +2,7 @@ package yamledit
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +23,8 @@ type source struct {
 	lines []int
 	// docs are the document nodes, in order.
 	docs []*yaml.Node
+	// json is true if the whole text is JSON, which it then stays.
+	json bool
 }
 
 var byteOrderMark = []byte("\xef\xbb\xbf")
@@ -37,6 +40,7 @@ func parse(src []byte, file string) (*source, error) {
 	if bytes.HasPrefix(src, byteOrderMark) {
 		s.start = len(byteOrderMark)
 	}
+	s.json = json.Valid(src[s.start:])
 	s.lines = []int{s.start}
 	for i := s.start; i < len(src); {
 		if n := breakLength(src[i:]); n > 0 {

@@ -46,7 +46,7 @@ func (s *source) replace(at *location, v Scalar) ([]splice, *yaml.Node, error) {
 			return nil, nil, &Error{Problem: fmt.Sprintf("it has the tag %s, which does not fit %s", want.Tag, v), Remedy: "remove the tag"}
 		}
 	}
-	st := style{flow: inFlow(at.trail), quote: quoteOf(at.node)}
+	st := style{flow: inFlow(at.trail), json: s.json, quote: quoteOf(at.node)}
 	if e.content > 0 {
 		if v.Kind == String && strings.Contains(v.Text, "\n") {
 			if sp, ok := s.rewriteBlock(e, v.Text); ok {
@@ -154,7 +154,7 @@ func (s *source) create(at *location, v Scalar) ([]splice, *yaml.Node, error) {
 		return sp, filled, err
 	}
 	if flow || e.start != e.end || at.key == nil || e.properties {
-		st := style{flow: true}
+		st := style{flow: true, json: s.json}
 		text := "{" + st.entry(missing, v) + "}"
 		if e.start == e.end {
 			text = " " + text
@@ -215,12 +215,12 @@ func (s *source) createInFlow(m *yaml.Node, parts []string, v Scalar) ([]splice,
 	if err != nil {
 		return nil, err
 	}
-	st := style{flow: true}
+	st := style{flow: true, json: s.json}
 	if len(m.Content) == 0 {
 		return []splice{{end, end, st.entry(parts, v)}}, nil
 	}
 	key, value := m.Content[len(m.Content)-2], m.Content[len(m.Content)-1]
-	st.json = quoteOf(key) == '"'
+	st.json = s.json || quoteOf(key) == '"'
 	separator := ", "
 	i, err := s.offset(key)
 	if err != nil {
@@ -367,10 +367,8 @@ func doubleQuoted(text string) string {
 			b.WriteString(`\r`)
 		case r == '\t':
 			b.WriteString(`\t`)
-		case printable(r):
+		case printable(r), r > 0xFFFF: // beyond the BMP, YAML and JSON have no escape in common
 			b.WriteRune(r)
-		case r > 0xFFFF:
-			fmt.Fprintf(&b, `\U%08x`, r)
 		default:
 			fmt.Fprintf(&b, `\u%04x`, r)
 		}
@@ -429,6 +427,9 @@ func (s *source) verify(out []byte, at *location, want *yaml.Node) (*source, err
 	edited, err := parse(out, s.file)
 	if err != nil {
 		return nil, err
+	}
+	if s.json && !edited.json {
+		return nil, errors.New("the file would no longer be JSON")
 	}
 	if len(edited.docs) != len(s.docs) {
 		return nil, errors.New("the number of documents would change")
