@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -396,12 +397,15 @@ const (
 	clockSkew = 5 * time.Minute
 )
 
-// judge decides by state, in this order: our own commit is on the branch;
-// nothing is to change; a newer promotion has superseded this one; somebody
+// judge decides by state, in this order: our own commit is on the branch; the
+// work tree has commits that were never pushed; nothing is to change; a newer promotion has superseded this one; somebody
 // else changed the same path; push.
 func (o *owner) judge(ctx context.Context, j *job, trees *gitrepo.Trees, h gitrepo.History) (verdict, error) {
 	if out, err := o.findOwn(ctx, j, h, trees); out != nil || err != nil {
 		return verdict{out: out, certain: true}, err
+	}
+	if refusal, err := o.unpushed(ctx, j, h); refusal != nil || err != nil {
+		return verdict{err: refusal}, err
 	}
 	if j.in(trees) {
 		switch {
@@ -446,6 +450,31 @@ func (o *owner) judge(ctx context.Context, j *job, trees *gitrepo.Trees, h gitre
 		}
 	}
 	return verdict{push: true}, nil
+}
+
+// unpushed refuses a work tree whose HEAD the server does not have. The change
+// is how the work tree differs from HEAD, so what was committed in it and never
+// pushed would be lost without a word.
+func (o *owner) unpushed(ctx context.Context, j *job, h gitrepo.History) (refusal, err error) {
+	if j.base == nil || j.base.commit.IsZero() || j.base.commit == o.tip.start || leadsTo(h, j.base.commit) {
+		return nil, nil
+	}
+	_, err = o.remote.Commit(ctx, j.base.commit)
+	if !gitrepo.Nonsense(err) {
+		return nil, err
+	}
+	// A server may give nothing but tips: then it is found on the way from one.
+	if h, err = o.remote.History(ctx, gitrepo.HistoryQuery{Tip: o.tip.start, Max: maxLookBack}); err != nil || leadsTo(h, j.base.commit) {
+		return nil, err
+	}
+	return configErrorf("the work tree's HEAD, %s, is not on the server, and what was committed there would be lost: atomic-commit takes the place of git-commit and git-push, so leave those out", j.base.commit), nil
+}
+
+// leadsTo tells whether a history holds a commit or ends at it.
+func leadsTo(h gitrepo.History, id gitrepo.Hash) bool {
+	return slices.ContainsFunc(h.Commits, func(c *gitrepo.Commit) bool {
+		return c.ID == id || slices.Contains(c.Parents, id)
+	})
 }
 
 // ownEarlierStep tells whether what is at a path was put there by another step
@@ -709,11 +738,6 @@ func (j *job) superseded(by *gitrepo.Commit) error {
 const maxNaming = 50
 
 func (o *owner) conflict(ctx context.Context, j *job, h gitrepo.History, path string) error {
-	if j.base != nil && j.base.commit != o.tip.start {
-		if _, err := o.remote.Commit(ctx, j.base.commit); gitrepo.Nonsense(err) {
-			return configErrorf("the work tree's HEAD, %s, is not on the server: atomic-commit takes the place of git-commit and git-push, so leave those out", j.base.commit)
-		}
-	}
 	e := &ConflictError{Path: path}
 	for i, c := range h.Commits {
 		if i == maxNaming {

@@ -273,3 +273,44 @@ func TestPushSpacing(t *testing.T) {
 	}
 	b.check()
 }
+
+// A change is how a work tree differs from its HEAD: a commit made in it that
+// nobody pushed is no part of that, and must not get lost.
+func TestWorkTreeWithACommitOfItsOwn(t *testing.T) {
+	b := newBench(t)
+	b.seed(map[string]string{"a.yaml": "1\n", "b.yaml": "1\n"})
+	p := b.promote(name(1), nil)
+	tree := filepath.Join(p.sc.WorkDir, "repo")
+	git := func(args ...string) {
+		t.Helper()
+		args = append([]string{"-C", p.sc.WorkDir, "-c", "user.name=x", "-c", "user.email=x@example.com"}, args...)
+		if out, err := exec.CommandContext(t.Context(), "git", args...).CombinedOutput(); err != nil {
+			t.Fatalf("git %v: %v\n%s", args, err, out)
+		}
+	}
+	write := func(name, data string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(tree, name), []byte(data), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	git("clone", "--quiet", b.url, "repo")
+	p.sc.Config = map[string]any{"path": "repo"}
+	write("a.yaml", "2\n")
+	git("-C", "repo", "commit", "--quiet", "--all", "--message=local")
+	p.refused("leave those out") // nothing differs from HEAD
+	write("b.yaml", "2\n")
+	p.refused("leave those out")
+	b.restart()
+	b.seed(map[string]string{"other": "1\n"})
+	p.refused("leave those out")
+
+	git("-C", "repo", "pull", "--quiet", "--rebase", "--autostash")
+	git("-C", "repo", "push", "--quiet", "origin", "main")
+	b.seed(map[string]string{"other": "2\n"}) // HEAD is on the server, but not the tip
+	p.must()
+	if got := b.git("show", "main:a.yaml") + b.git("show", "main:b.yaml"); got != "22" {
+		t.Errorf("files = %q", got)
+	}
+	b.check()
+}
