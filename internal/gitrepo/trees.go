@@ -3,6 +3,7 @@ package gitrepo
 import (
 	"fmt"
 	"sort"
+	"strconv"
 	"strings"
 
 	"github.com/go-git/go-git/v5/plumbing"
@@ -40,25 +41,41 @@ type Change struct {
 	Data []byte
 }
 
-// ObstacleError says that a path cannot be written because of what is in the
-// tree on the way to it or at it.
+// ObstacleError says that a path cannot be written or removed because of what
+// is in the tree on the way to it or at it.
 type ObstacleError struct {
 	Path, At, What string
+	// Removal is true if the path was to be removed.
+	Removal bool
+	// Remedy is what the user can do; may be empty.
+	Remedy string
 }
 
 // Error implements error.
 func (e *ObstacleError) Error() string {
-	if e.At == e.Path {
-		return fmt.Sprintf("cannot write %q: it is %s in the repository", e.Path, e.What)
+	verb, at := "write", "it"
+	if e.Removal {
+		verb = "remove"
 	}
-	return fmt.Sprintf("cannot write %q: %q is %s in the repository", e.Path, e.At, e.What)
+	if e.At != e.Path {
+		at = strconv.Quote(e.At)
+	}
+	msg := fmt.Sprintf("cannot %s %q: %s is %s in the repository", verb, e.Path, at, e.What)
+	if e.Remedy != "" {
+		msg += "; " + e.Remedy
+	}
+	return msg
 }
 
-// Check tells whether a path can be written or removed: every directory on the
-// way is a directory or absent, and the path itself is a file or absent. It
-// also refuses a name that differs from an existing one in case only, which a
-// checkout on Windows or macOS could not hold.
-func (t *Trees) Check(path string) error {
+// Check tells whether a change can be made: every directory on the way is a
+// directory or absent, and the path itself is a file or absent. A new name must
+// not differ from an existing one in case only, which a checkout on Windows or
+// macOS could not hold.
+func (t *Trees) Check(c Change) error {
+	path, removal := c.Path, c.Mode == ModeAbsent
+	obstacle := func(at, what string) error {
+		return &ObstacleError{Path: path, At: at, What: what, Removal: removal}
+	}
 	parts := strings.Split(path, "/")
 	dir := ""
 	for i, name := range parts {
@@ -72,21 +89,25 @@ func (t *Trees) Check(path string) error {
 		switch {
 		case !found:
 			for _, other := range d.entries {
-				if strings.EqualFold(other.Name, name) {
-					return &ObstacleError{Path: path, At: at, What: fmt.Sprintf("the same as %q but for upper and lower case", strings.Join(append(parts[:i:i], other.Name), "/"))}
+				if !removal && strings.EqualFold(other.Name, name) {
+					return obstacle(at, fmt.Sprintf("the same as %q but for upper and lower case", strings.Join(append(parts[:i:i], other.Name), "/")))
 				}
 			}
 			return nil
 		case e.Mode == ModeSymlink:
-			return &ObstacleError{Path: path, At: at, What: "a symbolic link"}
+			return obstacle(at, "a symbolic link")
 		case e.Mode == ModeSubmodule:
-			return &ObstacleError{Path: path, At: at, What: "a submodule"}
+			return obstacle(at, "a submodule")
+		case last && e.Mode == ModeTree && removal:
+			return &ObstacleError{Path: path, At: at, What: "a directory", Removal: true, Remedy: "name the files in it"}
 		case last && e.Mode == ModeTree:
-			return &ObstacleError{Path: path, At: at, What: "a directory"}
+			return obstacle(at, "a directory")
+		case !last && e.Mode != ModeTree && removal:
+			return nil // nothing there
 		case !last && e.Mode != ModeTree:
-			return &ObstacleError{Path: path, At: at, What: "a file, not a directory"}
+			return obstacle(at, "a file, not a directory")
 		case last && !e.Mode.IsFile():
-			return &ObstacleError{Path: path, At: at, What: "of unknown mode " + e.Mode.String()}
+			return obstacle(at, "of unknown mode "+e.Mode.String())
 		}
 		dir = at
 	}

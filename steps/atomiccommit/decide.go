@@ -293,8 +293,11 @@ func (o *owner) build(ctx context.Context, j *job, trees *gitrepo.Trees) (gitrep
 	if err := checkCase(trees, j.change.files); err != nil {
 		return none, nil, nil, err
 	}
+	if err := checkRemovals(trees, j.change.files); err != nil {
+		return none, nil, nil, err
+	}
 	for _, f := range j.change.files {
-		if err := trees.Check(f.Path); err != nil {
+		if err := trees.Check(f); err != nil {
 			return none, nil, nil, configErrorf("%w", err)
 		}
 		e := trees.Entry(f.Path)
@@ -328,6 +331,23 @@ func (o *owner) build(ctx context.Context, j *job, trees *gitrepo.Trees) (gitrep
 	})
 	c.Step = j.alias
 	return c, next, paths, err
+}
+
+// checkRemovals refuses removals that cannot be, and patterns: these are the
+// names of no files, and nothing would be removed without a word.
+func checkRemovals(trees *gitrepo.Trees, files []gitrepo.Change) error {
+	for _, f := range files {
+		if f.Mode != gitrepo.ModeAbsent {
+			continue
+		}
+		if err := trees.Check(f); err != nil {
+			return configErrorf("%w", err)
+		}
+		if strings.Contains(f.Path, "*") && trees.Entry(f.Path).Mode == gitrepo.ModeAbsent {
+			return configErrorf("remove: there is no file %q in the repository; patterns are not supported, name each file", f.Path)
+		}
+	}
+	return nil
 }
 
 // checkCase refuses names of one change that differ in upper and lower case
@@ -408,6 +428,9 @@ func (o *owner) judge(ctx context.Context, j *job, trees *gitrepo.Trees, h gitre
 		return verdict{err: refusal}, err
 	}
 	if j.in(trees) {
+		if err := checkRemovals(trees, j.change.files); err != nil {
+			return verdict{err: err}, nil
+		}
 		switch {
 		case o.tip.start.IsZero():
 			return verdict{err: configErrorf("the repository is empty, and there is nothing to commit")}, nil

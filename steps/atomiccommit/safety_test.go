@@ -196,6 +196,31 @@ func TestRemove(t *testing.T) {
 		t.Errorf("paths = %s", got)
 	}
 	b.promote(name(2), map[string]string{"keep": "1\n"}).set(map[string]any{"remove": []any{"keep"}}).refused("to be removed")
+
+	if _, err := b.Commit(repo, gittest.Change{Message: "link", Files: map[string]gittest.Entry{"link": {Mode: "120000", Data: "a"}}}); err != nil {
+		t.Fatal(err)
+	}
+	n := 2
+	for path, words := range map[string]string{
+		"a":            `cannot remove "a": it is a directory in the repository; name the files in it`,
+		"link":         `cannot remove "link": it is a symbolic link`,
+		"link/x":       `cannot remove "link/x": "link" is a symbolic link`,
+		"a/*":          "patterns are not supported",
+		"**":           "patterns are not supported",
+		"a/new.yaml/x": "", // not there, whatever the name resembles
+		"KEEP":         "",
+	} {
+		for reason, files := range map[string]map[string]string{"alone": {"keep": "1\n"}, "with a change": {"keep": path}} {
+			n++
+			p := b.promote(name(n), files).set(map[string]any{"remove": []any{path}})
+			if words != "" {
+				p.refused(words)
+			} else if out := p.must(); out["changed"] != (reason != "alone") {
+				t.Errorf("remove %q %s: %v", path, reason, out)
+			}
+			b.MustCommit(t, repo, "back", map[string]string{"keep": "1\n"})
+		}
+	}
 	b.check()
 }
 
