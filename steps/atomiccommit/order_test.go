@@ -278,7 +278,7 @@ func TestPushSpacing(t *testing.T) {
 // nobody pushed is no part of that, and must not get lost.
 func TestWorkTreeWithACommitOfItsOwn(t *testing.T) {
 	b := newBench(t)
-	b.seed(map[string]string{"a.yaml": "1\n", "b.yaml": "1\n"})
+	b.seed(map[string]string{"a.yaml": "1\n", "b.yaml": "1\n", "dir/f": "1\n"})
 	p := b.promote(name(1), nil)
 	tree := filepath.Join(p.sc.WorkDir, "repo")
 	git := func(args ...string) {
@@ -308,6 +308,14 @@ func TestWorkTreeWithACommitOfItsOwn(t *testing.T) {
 	git("-C", "repo", "pull", "--quiet", "--rebase", "--autostash")
 	git("-C", "repo", "push", "--quiet", "origin", "main")
 	b.seed(map[string]string{"other": "2\n"}) // HEAD is on the server, but not the tip
+	if err := errors.Join(os.RemoveAll(filepath.Join(tree, "dir")), os.WriteFile(filepath.Join(tree, "dir"), nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	p.refused(`"dir" is a file, but a directory in HEAD`)
+	if err := os.Remove(filepath.Join(tree, "dir")); err != nil {
+		t.Fatal(err)
+	}
+	git("-C", "repo", "checkout", "--quiet", "HEAD", "dir")
 	p.must()
 	if got := b.git("show", "main:a.yaml") + b.git("show", "main:b.yaml"); got != "22" {
 		t.Errorf("files = %q", got)

@@ -32,6 +32,8 @@ type worktree struct {
 	ctx  context.Context
 	dir  *os.Root
 	head map[string]gitrepo.Entry
+	// dirs are the directories of HEAD.
+	dirs map[string]bool
 	// blob reads the content of a file in HEAD.
 	blob func(gitrepo.Hash) ([]byte, error)
 	// clean has the index entries: what was checked out, with size and time;
@@ -79,7 +81,7 @@ func readWorktree(ctx context.Context, work, dir *os.Root, workDir string, cfg *
 	w := &worktree{ctx: ctx, dir: dir, seen: map[string]bool{}, attributes: builtinAttributes()}
 	storage := filesystem.NewStorage(osfs.New(g.commonPath, osfs.WithBoundOS()), cache.NewObjectLRU(16<<20))
 	w.blob = func(id gitrepo.Hash) ([]byte, error) { return readBlob(storage, id) }
-	if w.head, err = headEntries(storage, commit); err != nil {
+	if w.head, w.dirs, err = headEntries(storage, commit); err != nil {
 		return nil, fmt.Errorf("cannot read the HEAD of work tree %q: %w", cfg.Path, err)
 	}
 	if w.clean, w.indexed, err = readIndex(g.own); err != nil {
@@ -215,7 +217,7 @@ func readSmall(r *os.Root, name string) (string, error) {
 func originalURL(commonDir *os.Root) (string, error) {
 	text, err := readSmall(commonDir, "config")
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("cannot read its git configuration: %w", err)
 	}
 	cfg := gitconfig.New()
 	if err := gitconfig.NewDecoder(strings.NewReader(text)).Decode(cfg); err != nil {
@@ -264,15 +266,15 @@ func resolveHead(g *gitDir) (gitrepo.Hash, string, error) {
 	return gitrepo.ZeroHash, branch, nil // a branch without commits
 }
 
-// headEntries reads the files of a commit from the clone.
-func headEntries(storage *filesystem.Storage, commit gitrepo.Hash) (map[string]gitrepo.Entry, error) {
-	entries := map[string]gitrepo.Entry{}
+// headEntries reads the files and directories of a commit from the clone.
+func headEntries(storage *filesystem.Storage, commit gitrepo.Hash) (entries map[string]gitrepo.Entry, dirs map[string]bool, err error) {
+	entries, dirs = map[string]gitrepo.Entry{}, map[string]bool{}
 	if commit.IsZero() {
-		return entries, nil
+		return entries, dirs, nil
 	}
 	c, err := object.GetCommit(storage, commit)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var read func(id plumbing.Hash, prefix string, depth int) error
 	read = func(id plumbing.Hash, prefix string, depth int) error {
@@ -286,6 +288,7 @@ func headEntries(storage *filesystem.Storage, commit gitrepo.Hash) (map[string]g
 		for _, e := range t.Entries {
 			p := prefix + e.Name
 			if e.Mode == filemode.Dir {
+				dirs[p] = true
 				if err := read(e.Hash, p+"/", depth+1); err != nil {
 					return err
 				}
@@ -295,7 +298,7 @@ func headEntries(storage *filesystem.Storage, commit gitrepo.Hash) (map[string]g
 		}
 		return nil
 	}
-	return entries, read(c.TreeHash, "", 0)
+	return entries, dirs, read(c.TreeHash, "", 0)
 }
 
 // readBlob reads a file's content, which may be no larger than what can be
@@ -440,6 +443,9 @@ func (w *worktree) file(p string, e fs.DirEntry, head gitrepo.Entry, tracked boo
 	}
 	if err := fsroot.CheckTreePath(p); err != nil {
 		return configErrorf("%w", err)
+	}
+	if w.dirs[p] {
+		return configErrorf("%q is a file, but a directory in HEAD; one cannot take the place of the other in one commit", p)
 	}
 	w.changes = append(w.changes, c)
 	if w.size += len(c.Data); w.size > maxTotalSize {
