@@ -70,6 +70,10 @@ func (s Signature) String() string {
 	return fmt.Sprintf("%s <%s> %d +0000", identField(s.Name), identField(s.Email), s.When.Unix())
 }
 
+// Nameless tells whether nothing of the name is left in the commit object. Git
+// refuses to commit then (ident.c).
+func (s Signature) Nameless() bool { return identField(s.Name) == "" }
+
 func identField(s string) string {
 	s = strings.Map(func(r rune) rune {
 		if r < 0x20 || r == 0x7f || r == '<' || r == '>' {

@@ -240,6 +240,11 @@ func (s *step) identity(ctx context.Context, sc *steps.Context, cfg *config, cap
 	if cfg.Committer != nil {
 		id.committer = *cfg.Committer
 	}
+	for _, p := range []person{id.author, id.committer} {
+		if (gitrepo.Signature{Name: p.Name}).Nameless() {
+			return identity{}, configErrorf("the name %q of the author or committer has nothing that Git keeps in a name", p.Name)
+		}
+	}
 	var err error
 	switch {
 	case cfg.Signing != nil:

@@ -163,8 +163,10 @@ func endsInTrailers(body string) bool {
 	if len(paragraphs) < 2 {
 		return false
 	}
-	for line := range strings.SplitSeq(paragraphs[len(paragraphs)-1], "\n") {
-		if !trailerLine.MatchString(line) {
+	last := strings.TrimLeft(paragraphs[len(paragraphs)-1], "\n")
+	for i, line := range strings.Split(last, "\n") {
+		folded := i > 0 && (line[0] == ' ' || line[0] == '\t') // goes on with the value before
+		if !folded && !trailerLine.MatchString(line) {
 			return false
 		}
 	}

@@ -280,6 +280,7 @@ func TestMessagesCannotForgeTrailers(t *testing.T) {
 		"as a trailer":            {"trailers": map[string]any{"Source-Commit": "y"}},
 		"as a trailer, new name":  {"trailers": map[string]any{"Kargo-Whatever": "y"}},
 		"unknown verification":    {"verified": "nope"},
+		"no name in the name":     {"author": map[string]any{"name": "<.>", "email": "a@example.com"}},
 	} {
 		t.Run(reason, func(t *testing.T) {
 			b.t = t
@@ -288,13 +289,13 @@ func TestMessagesCannotForgeTrailers(t *testing.T) {
 	}
 	b.t = t
 	p := b.promote(name(1), map[string]string{"a": "2\n"}).set(map[string]any{
-		"message":  "subject\x1b[31m\n\n---\nbody\n\nReviewed-by: A <a@example.com>",
+		"message":  "subject\x1b[31m\n\n---\nbody\n\n\nReviewed-by: A <a@example.com>\nFolded: one\n  two",
 		"trailers": map[string]any{"Note": "one\r\nStepd-Change: sha256:00\x00"},
 	})
 	p.sc.PromotionActor = "mallory\nSigned-By: root"
 	p.must()
 	tr := b.trailers("main")
-	if tr["Signed-By"] != "" || tr["Promoted-By"] != "mallorySigned-By: root" || tr["Reviewed-by"] != "A <a@example.com>" || !strings.HasPrefix(tr["Stepd-Change"], "sha256:") {
+	if tr["Signed-By"] != "" || tr["Promoted-By"] != "mallorySigned-By: root" || tr["Reviewed-by"] != "A <a@example.com>" || tr["Folded"] != "one" || !strings.HasPrefix(tr["Stepd-Change"], "sha256:") {
 		t.Errorf("trailers = %v", tr)
 	}
 	if got := b.git("log", "-1", "--format=%B", "main"); strings.Contains(got, "\x1b") {
