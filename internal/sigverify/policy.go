@@ -74,6 +74,10 @@ func (p *Policy) Validate() error {
 		return errors.New("verify needs identities or keys: somebody must be named as the signer")
 	case !p.RequireSignature && len(p.Attestations) == 0:
 		return errors.New("requireSignature: false needs at least one entry in attestations")
+	case !p.RequireSignature && len(p.SignedAnnotations) > 0:
+		return errors.New("signedAnnotations are those of a plain signature: they cannot be had with requireSignature: false (cel looks into an attestation)")
+	case !p.RequireSignature && p.DockerReference != "":
+		return errors.New("dockerReference is what a plain signature names: it cannot be had with requireSignature: false")
 	case len(p.Formats) == 0:
 		return errors.New("formats must not be empty")
 	case p.DockerReference != "" && !p.wants(Legacy):

@@ -299,6 +299,18 @@ func TestPolicyValidate(t *testing.T) {
 			p.RequireSignature = false
 			p.Attestations = []Attestation{att}
 		}, true},
+		"annotations of a signature that is not required": {func(p *Policy) {
+			p.Identities = []Identity{id}
+			p.RequireSignature = false
+			p.Attestations = []Attestation{att}
+			p.SignedAnnotations = map[string]string{"env": "prd"}
+		}, false},
+		"repository of a signature that is not required": {func(p *Policy) {
+			p.Identities = []Identity{id}
+			p.RequireSignature = false
+			p.Attestations = []Attestation{att}
+			p.DockerReference = "x/y"
+		}, false},
 		"no formats":     {func(p *Policy) { p.Identities = []Identity{id}; p.Formats = nil }, false},
 		"unknown format": {func(p *Policy) { p.Identities = []Identity{id}; p.Formats = []Format{"x"} }, false},
 		"repository from a bundle": {func(p *Policy) {

@@ -395,6 +395,16 @@ func TestFindings(t *testing.T) {
 				"16:16 error config: keys.0", "17:24 error config: attestations.0",
 			},
 		},
+		"NothingToAskOfASignature": {
+			reason: "what a signature must carry is asked in vain where none is required",
+			text:   task("", "  - uses: oci-download-verified\n    config: {imageRef: h/a:b, outPath: o, verify: {keys: [{path: k}], requireSignature: false, attestations: [{predicateType: t}], signedAnnotations: {a: b}}}\n"),
+			want:   []string{"8:43 error config: signedAnnotations"},
+		},
+		"NobodyNeedSign": {
+			reason: "neither a signature nor an attestation",
+			text:   task("", "  - uses: oci-download-verified\n    config: {imageRef: h/a:b, outPath: o, verify: {keys: [{path: \"${{ vars.k }}\"}], requireSignature: false}}\n"),
+			want:   []string{"8:43 error config: requireSignature: false needs", "8:76 warning unknown-variable"},
+		},
 		"NoSigners": {
 			reason: "what is missing from a choice is named once",
 			text:   task("", "  - uses: oci-download-verified\n    config: {imageRef: h/a:b, outPath: o, verify: {}}\n"),

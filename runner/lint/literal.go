@@ -66,6 +66,44 @@ func (c *docLinter) signers(uses string, config map[string]any, at string) {
 		_, err := sigverify.ParseKey([]byte(key.PEM))
 		return err
 	})
+	c.together(verify, at)
+}
+
+// together checks that the settings of a policy go together, as far as they
+// are literal: that nothing is asked of a signature that need not be there.
+func (c *docLinter) together(verify map[string]any, at string) {
+	text, err := json.Marshal(verify)
+	if err != nil {
+		return
+	}
+	var spec struct {
+		RequireSignature  *bool
+		Attestations      []any
+		SignedAnnotations map[string]string
+		DockerReference   string
+		Formats           []sigverify.Format
+	}
+	if json.Unmarshal(text, &spec) != nil || verify["identities"] == nil && verify["keys"] == nil {
+		return // the schema says so
+	}
+	policy := sigverify.NewPolicy()
+	policy.Keys = make([]sigverify.Key, 1) // who they are is checked above
+	policy.Attestations = make([]sigverify.Attestation, len(spec.Attestations))
+	policy.SignedAnnotations, policy.DockerReference = spec.SignedAnnotations, spec.DockerReference
+	if spec.RequireSignature != nil {
+		policy.RequireSignature = *spec.RequireSignature
+	}
+	for _, f := range spec.Formats {
+		if f != sigverify.Bundle && f != sigverify.Legacy {
+			return // the schema says so
+		}
+	}
+	if spec.Formats != nil {
+		policy.Formats = spec.Formats
+	}
+	if err := policy.Validate(); err != nil && len(policy.Formats) > 0 {
+		c.report(Error, "config", at+load.Pointer("config", "verify"), "", "invalid oci-download-verified config: verify: %v", err)
+	}
 }
 
 // eachOf checks those items of a list in verify that hold no expressions.
