@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -17,6 +19,7 @@ import (
 	"github.com/stepd/stepd/internal/sigverify"
 	"github.com/stepd/stepd/internal/startup"
 	"github.com/stepd/stepd/internal/strictyaml"
+	"github.com/stepd/stepd/runner/expr"
 	"github.com/stepd/stepd/schemas"
 	"github.com/stepd/stepd/steps"
 	"github.com/stepd/stepd/steps/ociverified"
@@ -99,12 +102,37 @@ func policyFlags(fs *pflag.FlagSet) (changed []string) {
 	return changed
 }
 
+// emptyFlag finds a flag that was given without a value. That is mostly a shell
+// variable that is not set, and passing it over would ask for less than meant.
+func (f *verifyFlags) emptyFlag(fs *pflag.FlagSet) error {
+	var empty error
+	fs.Visit(func(flag *pflag.Flag) {
+		switch flag.Value.Type() {
+		case "string", "stringSlice":
+			if s := flag.Value.String(); s == "" || s == "[]" {
+				empty = fmt.Errorf("--%s is empty: give it a value or leave it out", flag.Name)
+			}
+		}
+	})
+	for _, name := range slices.Sorted(maps.Keys(f.claims)) {
+		if f.claims[name] == "" {
+			return fmt.Errorf("--claim %s= is empty: give it a value or leave it out", name)
+		}
+	}
+	return empty
+}
+
 func newVerifyCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify [REF]",
 		Short: "Verify who signed an OCI artifact",
 		Long:  verifyHelp,
-		Args:  cobra.MaximumNArgs(1),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return usageError("name one artifact: %q is one too many (a switch takes its value after =, as in --require-sct=false)", args[1])
+			}
+			return nil
+		},
 	}
 	var f verifyFlags
 	f.add(cmd.Flags())
@@ -136,6 +164,9 @@ func newVerifyCommand(a *app) *cobra.Command {
 // context makes the config of the flags or of the file, checked against the
 // step's schema.
 func (f *verifyFlags) context(fs *pflag.FlagSet, args []string, stdin io.Reader) (*steps.Context, error) {
+	if err := f.emptyFlag(fs); err != nil {
+		return nil, err
+	}
 	sc := &steps.Context{}
 	switch changed := policyFlags(fs); {
 	case f.config != "" && len(changed) > 0:
@@ -165,6 +196,9 @@ func (f *verifyFlags) context(fs *pflag.FlagSet, args []string, stdin io.Reader)
 		// would not, and compiling the schema takes longer than verifying.
 		return sc, nil
 	}
+	if at := findCode(sc.Config, ""); at != "" {
+		return nil, fmt.Errorf("the policy holds an expression in %s, which only a promotion evaluates: write its value there", at)
+	}
 	text, _ := schemas.Config(ociverified.Kind)
 	schema, err := configschema.Compile(text)
 	if err != nil {
@@ -174,6 +208,29 @@ func (f *verifyFlags) context(fs *pflag.FlagSet, args []string, stdin io.Reader)
 		return nil, fmt.Errorf("the policy is not valid: %s", configschema.Messages(v))
 	}
 	return sc, nil
+}
+
+// findCode tells where a config holds an expression; "" is nowhere.
+func findCode(v any, at string) string {
+	switch v := v.(type) {
+	case string:
+		if expr.HasCode(v) {
+			return at
+		}
+	case map[string]any:
+		for _, k := range slices.Sorted(maps.Keys(v)) {
+			if found := findCode(v[k], strings.TrimPrefix(at+"."+k, ".")); found != "" {
+				return found
+			}
+		}
+	case []any:
+		for i, item := range v {
+			if found := findCode(item, fmt.Sprintf("%s[%d]", at, i)); found != "" {
+				return found
+			}
+		}
+	}
+	return ""
 }
 
 // maxVerifyConfig bounds a policy file; 4 MiB.
@@ -379,7 +436,7 @@ func (r *verifyReport) printJSON(a *app, explain bool) error {
 		out["error"] = r.err.Error()
 	}
 	if explain {
-		out["checks"] = r.checks
+		out["checks"] = append([]sigverify.Check{}, r.checks...)
 	}
 	return writeJSON(a.out, a.redactor.Value(out))
 }
