@@ -2,11 +2,14 @@ package sigverify
 
 import (
 	"crypto/x509"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"regexp"
 	"regexp/syntax"
+	"slices"
 	"strings"
 
 	"github.com/sigstore/sigstore-go/pkg/fulcio/certificate"
@@ -88,12 +91,17 @@ func newMatcher(field, exact, expr string) (func(string) bool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%sRegExp is not an RE2 expression: %w", field, err)
 	}
+	// A workflow's subject has a ref; a mailbox that may hold slashes has none.
+	// An issuer is a URL.
+	infix := map[string]string{"subject": "@refs/"}[field]
 	for _, prefix := range strangersPrefixes {
-		// A workflow's subject has a ref; a mailbox that may hold slashes has
-		// none. An issuer is a URL.
-		infix := map[string]string{"subject": "@refs/"}[field]
 		if canContinue(prog, prefix, infix) {
 			return nil, fmt.Errorf("%sRegExp %s can match strangers, whose names begin with, for example, %s: write out who the signer is", field, ociart.Quote(expr), prefix)
+		}
+	}
+	for _, forge := range forges {
+		if manyOwners(prog, forge, infix) {
+			return nil, fmt.Errorf("%sRegExp %s leaves open who owns the repository, and anybody can have a name below %s that it matches: write out the owner, up to the slash", field, ociart.Quote(expr), forge)
 		}
 	}
 	for _, s := range strangers {
@@ -137,37 +145,107 @@ func literals(re *syntax.Regexp) int {
 // strangers are issuers and subjects that nobody means to trust: an expression
 // that matches one of them matches anybody who can sign up somewhere.
 var strangers = func() []string {
-	const s = "q7x2zk9v4jw"
 	var out []string
-	for _, host := range []string{s + ".example", s + ".com", "github.com/" + s, "gitlab.com/" + s, "bitbucket.org/" + s, "token." + s + ".io"} {
-		out = append(out, host, "https://"+host, "http://"+host, "https://"+host+"/"+s,
-			"https://"+host+"/"+s+"/.github/workflows/"+s+".yaml@refs/heads/main",
-			"https://"+host+"/"+s+"/.github/workflows/"+s+".yml@refs/tags/v1.2.0",
-			"https://"+host+"/"+s+"/.github/workflows/release.yml@refs/heads/main",
-			"https://"+host+"/"+s+"/.github/workflows/publish.yaml@refs/tags/v1.2.0",
-			"https://"+host+"/"+s+"//.gitlab-ci.yml@refs/heads/main")
+	for _, s := range strangersNames {
+		for _, host := range []string{s + ".example", s + ".com", "github.com/" + s, "gitlab.com/" + s, "bitbucket.org/" + s, "token." + s + ".io"} {
+			out = append(out, host, "https://"+host, "http://"+host, "https://"+host+"/"+s,
+				"https://"+host+"/"+s+"/.github/workflows/"+s+".yaml@refs/heads/main",
+				"https://"+host+"/"+s+"/.github/workflows/"+s+".yml@refs/tags/v1.2.0",
+				"https://"+host+"/"+s+"/.github/workflows/release.yml@refs/heads/main",
+				"https://"+host+"/"+s+"/.github/workflows/publish.yaml@refs/tags/v1.2.0",
+				"https://"+host+"/"+s+"//.gitlab-ci.yml@refs/heads/main")
+		}
+		for _, domain := range []string{"gmail.com", "example.com", s + ".com", "users.noreply.github.com"} {
+			out = append(out, s+"@"+domain)
+		}
+		out = append(out, s, "\n"+s)
 	}
-	for _, domain := range []string{"gmail.com", "example.com", s + ".com", "users.noreply.github.com"} {
-		out = append(out, s+"@"+domain)
-	}
-	return append(out, s, "\n"+s)
+	return out
 }()
 
-// strangersPrefixes begin the names of anybody's repositories and hosts: an
-// expression that a name can match after one of them leaves open whose it is,
-// whatever it fixes later (https://github.com/.*/svc-config/…).
-var strangersPrefixes = []string{
-	"https://github.com/q7x2zk9v4jw/", "https://gitlab.com/q7x2zk9v4jw/", "https://bitbucket.org/q7x2zk9v4jw/",
-	"https://q7x2zk9v4jw.example/", "https://q7x2zk9v4jw.com/", "http://q7x2zk9v4jw.example/",
+// strangersNames are of letters and digits, of letters, and of digits, for
+// expressions such as [a-z]+ and \d+.
+var strangersNames = []string{"q7x2zk9v4jw", "qxzkvjwfpy", "90417365"}
+
+// strangersPrefixes begin the names of anybody's hosts: an expression that a
+// name can match after one of them leaves open whose it is, whatever it fixes
+// later (https://.*/svc-config/…).
+var strangersPrefixes = func() []string {
+	var out []string
+	for _, s := range strangersNames {
+		out = append(out, "https://"+s+".example/", "https://"+s+".com/", "http://"+s+".example/")
+	}
+	return out
+}()
+
+// forges are where anybody can have repositories. The owner comes next.
+var forges = []string{"https://github.com/", "https://gitlab.com/", "https://bitbucket.org/"}
+
+// An expression may name maxOwners owners of repositories, of at most
+// longestOwner characters. One that takes more than maxOwnersWork to count has
+// too many.
+const (
+	maxOwners     = 1000
+	longestOwner  = 40
+	maxOwnersWork = 300_000
+)
+
+// manyOwners tells whether a compiled expression leaves open who owns the
+// repository: whether, after the forge's URL, more than maxOwners owners' names
+// can begin a text with infix that matches (.*, [a-z-]+, acme.*).
+func manyOwners(prog *syntax.Prog, forge, infix string) bool {
+	// next is the expression's states after one more character, by the states
+	// before it: the names it tells apart, however many there are.
+	type place struct {
+		states states
+		key    string
+		owners int
+	}
+	next := map[string][]place{}
+	start := begin(prog, forge).read(prog, forge)
+	names := map[string]place{start.key(): {start, start.key(), 1}}
+	total, work := 0, 0
+	for range longestOwner {
+		longer := map[string]place{}
+		for key, p := range names {
+			if _, known := next[key]; !known {
+				next[key] = nil
+				for _, c := range "abcdefghijklmnopqrstuvwxyz0123456789-_." {
+					if work += len(p.states); work > maxOwnersWork {
+						return true
+					}
+					if s := p.states.read(prog, string(c)); len(s) > 0 {
+						next[key] = append(next[key], place{states: s, key: s.key()})
+					}
+				}
+			}
+			for _, n := range next[key] {
+				n.owners = min(p.owners+longer[n.key].owners, maxOwners+1)
+				longer[n.key] = n
+			}
+		}
+		for _, p := range longer {
+			after := p.states.read(prog, "/")
+			if infix != "" {
+				after = after.later(prog).read(prog, infix)
+			}
+			if after.alive(prog) {
+				total += p.owners
+			}
+		}
+		if total > maxOwners {
+			return true
+		}
+		names = longer
+	}
+	return false
 }
 
 // canContinue tells whether some text that begins with prefix and has infix
 // later on can match the whole of a compiled expression. An empty infix asks
 // for the beginning only.
 func canContinue(prog *syntax.Prog, prefix, infix string) bool {
-	states := states{}
-	states.follow(prog, uint32(prog.Start), -1, rune(prefix[0]))
-	states = states.read(prog, prefix)
+	states := begin(prog, prefix).read(prog, prefix)
 	if infix == "" || len(states) == 0 {
 		return states.alive(prog)
 	}
@@ -176,6 +254,22 @@ func canContinue(prog *syntax.Prog, prefix, infix string) bool {
 
 // states are places in a compiled expression at which a match may be.
 type states map[uint32]bool
+
+// begin is where a match may be before text.
+func begin(prog *syntax.Prog, text string) states {
+	s := states{}
+	s.follow(prog, uint32(prog.Start), -1, rune(text[0]))
+	return s
+}
+
+// key is the same for the same places.
+func (s states) key() string {
+	b := make([]byte, 0, 4*len(s))
+	for _, pc := range slices.Sorted(maps.Keys(s)) {
+		b = binary.BigEndian.AppendUint32(b, pc)
+	}
+	return string(b)
+}
 
 // follow adds what can be reached from pc without reading, between the runes
 // before and after: -1 at an end of the text, 0 for one that is not known.
