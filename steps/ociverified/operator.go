@@ -43,7 +43,8 @@ type operatorPinned struct {
 	Prefix     string           `json:"prefix"`
 	Identities []identityConfig `json:"identities"`
 	Keys       []keyConfig      `json:"keys"`
-	// TrustedRoot takes the place of the configs'; publicGood by default.
+	// TrustedRoot takes the place of the configs'. The default is publicGood,
+	// where anything has to be proven by a root.
 	TrustedRoot *trustedRootConfig `json:"trustedRoot"`
 }
 
@@ -85,13 +86,18 @@ func ParseOperatorPolicy(data []byte, trust TrustFiles) (*OperatorPolicy, error)
 }
 
 func newPinned(r operatorPinned, trust TrustFiles) (pinned, error) {
-	out := pinned{prefix: strings.TrimSuffix(r.Prefix, "/"), trustedRoot: r.TrustedRoot}
+	out := pinned{trustedRoot: r.TrustedRoot}
 	switch {
-	case out.prefix == "":
+	case r.Prefix == "":
 		return pinned{}, errors.New("it needs a prefix")
 	case len(r.Identities) == 0 && len(r.Keys) == 0:
 		return pinned{}, errors.New("it needs identities or keys")
 	}
+	prefix, err := parsePrefix(r.Prefix)
+	if err != nil {
+		return pinned{}, err
+	}
+	out.prefix = prefix
 	o := &Options{Trust: trust}
 	for i, c := range r.Identities {
 		id, err := newIdentity(c)
@@ -121,7 +127,7 @@ func newPinned(r operatorPinned, trust TrustFiles) (pinned, error) {
 		out.pin.KeyIDs = append(out.pin.KeyIDs, k.ID)
 	}
 	if out.trustedRoot == nil {
-		out.trustedRoot = &trustedRootConfig{PublicGood: true}
+		return out, nil
 	}
 	if p := out.trustedRoot.Path; p != "" {
 		data, err := o.readTrust(&steps.Context{}, p)
@@ -143,8 +149,39 @@ func newPinned(r operatorPinned, trust TrustFiles) (pinned, error) {
 	return out, nil
 }
 
+// parsePrefix reads a prefix as the imageRefs that begin with it are read, so
+// that one that could never match is an error.
+func parsePrefix(prefix string) (string, error) {
+	const rest = "/x/x"
+	ref, err := ociart.ParseRepository(strings.TrimSuffix(prefix, "/") + rest)
+	if err != nil {
+		return "", fmt.Errorf("the prefix %q is neither a registry nor a registry and the first parts of a repository's path", prefix)
+	}
+	return canonical(strings.TrimSuffix(ref.Name(), rest)), nil
+}
+
 func (p pinned) matches(name string) bool {
+	name = canonical(name)
 	return name == p.prefix || strings.HasPrefix(name, p.prefix+"/")
+}
+
+// canonical writes a repository's name, or the beginning of one, with one
+// spelling of the registry: GHCR.io:443/x and ghcr.io/x are one repository, and
+// a pin that holds for one of them only would be none.
+func canonical(name string) string {
+	host, path, found := strings.Cut(name, "/")
+	host = strings.ToLower(host)
+	for _, port := range []string{":443", ":80"} {
+		host = strings.TrimSuffix(host, port)
+	}
+	switch host {
+	case "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com":
+		host = "docker.io"
+	}
+	if !found {
+		return host
+	}
+	return host + "/" + path
 }
 
 // restrict adds the operator's demands to a policy, and says which trusted

@@ -304,6 +304,31 @@ repositories:
 			},
 			status: steps.Succeeded,
 		},
+		"operator pins another signer, registry written differently": {
+			reason: "one registry has one policy, however its name is written",
+			change: func(t *testing.T, h *harness) {
+				host := strings.Replace(h.registry.Host(), "127.0.0.1", "localhost", 1)
+				h.sc.Config["imageRef"] = strings.ToUpper(host) + "/devex/configs:v1"
+				h.sc.Config["insecurePlainHTTP"] = true // LOCALHOST is not known for loopback
+				h.options.Operator = operator(t, h, fmt.Sprintf(`
+repositories:
+  - prefix: %s/devex/
+    identities: [{issuer: "http://127.0.0.1:5556", subject: somebody-else}]
+    trustedRoot: {path: trusted_root.json}
+`, host))
+			},
+			status: steps.Failed, is: steps.ErrRefused, terminal: true, message: "operator",
+		},
+		"operator pins a key, and names no root": {
+			reason: "a key without a log needs none", fixture: "key-v2",
+			change: func(t *testing.T, h *harness) {
+				h.sc.Config["verify"] = map[string]any{
+					"keys": []any{map[string]any{"path": "cosign.pub"}}, "requireTransparencyLog": false,
+				}
+				h.options.Operator = operator(t, h, fmt.Sprintf("repositories: [{prefix: %s, keys: [{path: cosign.pub}]}]", h.registry.Host()))
+			},
+			status: steps.Succeeded,
+		},
 		"operator denies others": {
 			reason: "repositories nobody listed",
 			change: func(t *testing.T, h *harness) { h.options.Operator = operator(t, h, `otherRepositories: deny`) },
@@ -429,6 +454,42 @@ func (s secrets) Secret(_ context.Context, project, name string) (map[string][]b
 		return nil, fmt.Errorf("no Secret %s in project %s", name, project)
 	}
 	return data, nil
+}
+
+func TestOperatorPrefixes(t *testing.T) {
+	for _, tt := range []struct {
+		prefix, name string
+		want         bool
+	}{
+		{"ghcr.io/acme", "ghcr.io/acme", true},
+		{"ghcr.io/acme", "ghcr.io/acme/x", true},
+		{"ghcr.io/acme", "ghcr.io/acme-evil/x", false},
+		{"ghcr.io/acme", "GHCR.io/acme/x", true},
+		{"GHCR.io/acme", "ghcr.io/acme/x", true},
+		{"ghcr.io/acme", "ghcr.io:443/acme/x", true},
+		{"ghcr.io:443", "ghcr.io/acme/x", true},
+		{"registry.corp", "registry.corp:80/x", true},
+		{"registry.corp:5000", "registry.corp/x", false},
+		{"registry.corp:5000", "registry.corp:5000/x", true},
+		{"docker.io/acme", "registry-1.docker.io/acme/x", true},
+		{"ghcr.io", "ghcr.io.evil.example/x", false},
+		{"oci://ghcr.io/acme/", "ghcr.io/acme/x", true},
+		{"acme/configs", "docker.io/acme/configs", true},
+		{"docker.io", "docker.io/acme/configs", true},
+	} {
+		prefix, err := parsePrefix(tt.prefix)
+		if err != nil {
+			t.Errorf("%s: %v", tt.prefix, err)
+		}
+		if got := (pinned{prefix: prefix}).matches(tt.name); got != tt.want {
+			t.Errorf("%s for %s: %t, want %t", tt.prefix, tt.name, got, tt.want)
+		}
+	}
+	for _, prefix := range []string{"https://ghcr.io/acme", "ghcr.io/acme/*", "ghcr.io/Acme", "/", "ghcr.io//acme", "ghcr.io/acme:v1"} {
+		if got, err := parsePrefix(prefix); err == nil {
+			t.Errorf("%s can never match, and is read as %s", prefix, got)
+		}
+	}
 }
 
 func TestRefusalDetail(t *testing.T) {
