@@ -74,7 +74,7 @@ func (r *Repository) Resolve(ctx context.Context) (*Manifest, error) {
 // Manifest fetches a manifest or index by digest. A limit of 0 is the one for
 // artifact manifests.
 func (r *Repository) Manifest(ctx context.Context, digest string, limit int64) (*Manifest, error) {
-	if !isDigest(digest) {
+	if !IsDigest(digest) {
 		return nil, fmt.Errorf("%w: %s is not a sha256 digest", ErrIntegrity, Quote(digest))
 	}
 	return r.manifest(ctx, digest, digest, limit)
@@ -103,7 +103,7 @@ func (r *Repository) manifest(ctx context.Context, reference, digest string, lim
 		if digest != "" && m.Digest != digest {
 			return fmt.Errorf("%w: the bytes hash to %s", ErrIntegrity, m.Digest)
 		}
-		if h := resp.Header.Get("Docker-Content-Digest"); h != "" && isDigest(h) && h != m.Digest {
+		if h := resp.Header.Get("Docker-Content-Digest"); h != "" && IsDigest(h) && h != m.Digest {
 			return fmt.Errorf("%w: it says %s but the bytes hash to %s", ErrIntegrity, h, m.Digest)
 		}
 		m.MediaType, err = manifestMediaType(raw, resp.Header.Get("Content-Type"))
@@ -167,7 +167,7 @@ func (r *Repository) Blob(ctx context.Context, desc Descriptor, limit int64) ([]
 func (r *Repository) FetchBlob(ctx context.Context, desc Descriptor, limit int64, open func() (io.Writer, error)) error {
 	digest := string(desc.Digest)
 	what := "the blob " + r.ref.Name() + "@" + digest
-	if !isDigest(digest) {
+	if !IsDigest(digest) {
 		return fmt.Errorf("cannot get a blob of %s: %w: %s is not a sha256 digest", r.ref.Name(), ErrIntegrity, Quote(digest))
 	}
 	if desc.Size < 0 || desc.Size > limit {
@@ -227,7 +227,7 @@ var ErrNoReferrersAPI = errors.New("the registry has no referrers API")
 // there is no API. A truncated listing (more pages than the limit) is an
 // error.
 func (r *Repository) Referrers(ctx context.Context, digest string) ([]Descriptor, error) {
-	if !isDigest(digest) {
+	if !IsDigest(digest) {
 		return nil, fmt.Errorf("%w: %s is not a sha256 digest", ErrIntegrity, Quote(digest))
 	}
 	list, err := r.referrersAPI(ctx, digest)
@@ -353,7 +353,7 @@ func digestOf(b []byte) string {
 }
 
 func separator(reference string) string {
-	if isDigest(reference) {
+	if IsDigest(reference) {
 		return "@"
 	}
 	return ":"

@@ -42,8 +42,9 @@ func isTag(s string) bool {
 	return s != "" && len(s) <= 128
 }
 
-// isDigest is the pattern sha256:[0-9a-f]{64}: no other algorithm is accepted.
-func isDigest(s string) bool {
+// IsDigest tells whether s matches sha256:[0-9a-f]{64}: no other algorithm is
+// accepted.
+func IsDigest(s string) bool {
 	h, ok := strings.CutPrefix(s, "sha256:")
 	for _, c := range []byte(h) {
 		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
@@ -88,7 +89,7 @@ func parseReference(s string) (Reference, error) {
 	ref.Helm = helm
 	rest, digest, found := strings.Cut(rest, "@")
 	if found {
-		if !isDigest(digest) {
+		if !IsDigest(digest) {
 			return Reference{}, errors.New(`the digest must be "sha256:" and 64 lower-case hex digits`)
 		}
 		ref.Digest = digest

@@ -72,13 +72,21 @@ func (d *discovery) bundles(ctx context.Context) ([]lead, error) {
 			continue
 		}
 		out = append(out, lead{
-			name:   ociart.Quote(string(desc.Digest)),
+			name:   candidateName(string(desc.Digest)),
 			format: Bundle,
 			hint:   desc.Annotations[bundlePredicateTypeHint],
 			fetch:  func(ctx context.Context) (candidate, error) { return d.bundle(ctx, desc) },
 		})
 	}
 	return out, nil
+}
+
+// candidateName is a digest as a listing gives it, which may be anything.
+func candidateName(digest string) string {
+	if ociart.IsDigest(digest) {
+		return digest
+	}
+	return ociart.Quote(digest)
 }
 
 func (d *discovery) bundle(ctx context.Context, desc ocispec.Descriptor) (candidate, error) {

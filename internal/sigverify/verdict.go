@@ -68,9 +68,11 @@ type RefusedError struct {
 	Artifact string
 	// Missing are the requirements that nothing satisfied.
 	Missing []string
-	// Expected says who may sign; empty when a signature was accepted and what
-	// was signed is not what was asked for.
+	// Expected says who may sign; empty when that is not why it was refused.
 	Expected string
+	// Signed tells that a signature was accepted, and what was signed is not what
+	// was asked for.
+	Signed bool
 	// Rejected are the candidates that were found.
 	Rejected []Rejection
 	// Remedy says what to change.
@@ -88,9 +90,10 @@ func (e *RefusedError) Error() string {
 	if e.Expected != "" {
 		fmt.Fprintf(&b, " by %s", e.Expected)
 	}
-	if e.Expected == "" {
+	switch {
+	case e.Signed:
 		b.WriteString("; its signature is acceptable, but it is not the artifact that was asked for")
-	} else {
+	case e.Expected != "":
 		e.candidates(&b)
 	}
 	if e.Remedy != "" {

@@ -196,7 +196,7 @@ func (o *Options) accept(ctx context.Context, sc *steps.Context, cfg *config, cr
 	}
 	image, err := manifest.Image()
 	if err != nil {
-		return nil, &sigverify.RefusedError{Artifact: name, Missing: []string{"artifact: " + err.Error()}, Remedy: "Push it as an OCI image manifest"}
+		return nil, &sigverify.RefusedError{Artifact: name, Missing: []string{"artifact: " + err.Error()}, Signed: true, Rejected: verdict.Rejected, Remedy: "Push it as an OCI image manifest"}
 	}
 	layer, err := checkManifest(name, image, cfg, verdict, explain)
 	if err != nil {
@@ -216,7 +216,7 @@ func (o *Options) accept(ctx context.Context, sc *steps.Context, cfg *config, cr
 // finds the layer.
 func checkManifest(name string, m *ocispec.Manifest, cfg *config, verdict *sigverify.Verdict, explain func(sigverify.Check)) (ocispec.Descriptor, error) {
 	refuse := func(missing, remedy string) (ocispec.Descriptor, error) {
-		return ocispec.Descriptor{}, &sigverify.RefusedError{Artifact: name, Missing: []string{missing}, Rejected: verdict.Rejected, Remedy: remedy}
+		return ocispec.Descriptor{}, &sigverify.RefusedError{Artifact: name, Missing: []string{missing}, Signed: true, Rejected: verdict.Rejected, Remedy: remedy}
 	}
 	for _, k := range slices.Sorted(maps.Keys(cfg.Verify.Annotations)) {
 		want := cfg.Verify.Annotations[k]

@@ -227,7 +227,7 @@ func TestOutcomes(t *testing.T) {
 			change: func(_ *testing.T, h *harness) {
 				h.verify()["annotations"] = map[string]any{"com.devex.config.region": "ca-central-1"}
 			},
-			status: steps.Failed, is: steps.ErrRefused, terminal: true, message: "com.devex.config.region",
+			status: steps.Failed, is: steps.ErrRefused, terminal: true, message: "com.devex.config.region\", expected \"ca-central-1\"; its signature is acceptable",
 		},
 		"another artifact type": {
 			reason: "it is inside what is signed", change: func(_ *testing.T, h *harness) { h.sc.Config["artifactType"] = "application/x" },
@@ -261,7 +261,7 @@ func TestOutcomes(t *testing.T) {
 					"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": []any{},
 				}))
 			},
-			status: steps.Failed, is: steps.ErrRefused, terminal: true, message: "index",
+			status: steps.Failed, is: steps.ErrRefused, terminal: true, message: "an index of several manifests. Name the manifest",
 		},
 		"out of the work dir": {
 			reason: "stays inside", change: func(_ *testing.T, h *harness) { h.sc.Config["outPath"] = "../x" },
@@ -511,6 +511,9 @@ func TestRefusalDetail(t *testing.T) {
 	}
 	if len(detail.Rejected) != 1 || !strings.Contains(detail.Rejected[0].Reason, "svc-config-evil") {
 		t.Errorf("rejected: %s", b)
+	}
+	if c := detail.Rejected[0].Candidate; !ociart.IsDigest(c) {
+		t.Errorf("the candidate is %s, not a digest that other output can be compared with", c)
 	}
 }
 
