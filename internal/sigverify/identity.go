@@ -2,6 +2,7 @@ package sigverify
 
 import (
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/sigstore/sigstore-go/pkg/fulcio/certificate"
+	"github.com/sigstore/sigstore/pkg/cryptoutils"
 
 	"github.com/stepd/stepd/internal/ociart"
 )
@@ -448,11 +450,20 @@ func (id Identity) describe() string {
 
 // oneName refuses certificates whose subject is ambiguous: sigstore-go looks
 // at the first URI or e-mail address only, and an authority of one's own may
-// issue certificates with several. The issuer extensions must agree likewise.
+// issue certificates with several names, of kinds that Go does not know as
+// well. The issuer extensions must agree likewise.
 func oneName(cert *x509.Certificate) error {
-	n := len(cert.URIs) + len(cert.EmailAddresses) + len(cert.DNSNames) + len(cert.IPAddresses)
-	if n > 1 {
-		return fmt.Errorf("the certificate has %d subject alternative names, expected one", n)
+	for _, e := range cert.Extensions {
+		if !e.Id.Equal(cryptoutils.SANOID) {
+			continue
+		}
+		var names []asn1.RawValue
+		if rest, err := asn1.Unmarshal(e.Value, &names); err != nil || len(rest) > 0 {
+			return errors.New("the certificate's subject alternative name is malformed")
+		}
+		if n := len(names); n > 1 {
+			return fmt.Errorf("the certificate has %d subject alternative names, expected one", n)
+		}
 	}
 	var old, current string
 	for _, e := range cert.Extensions {

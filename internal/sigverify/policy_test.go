@@ -7,14 +7,19 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/pem"
 	"errors"
+	"math/big"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/sigstore/sigstore-go/pkg/fulcio/certificate"
+	"github.com/sigstore/sigstore/pkg/cryptoutils"
 )
 
 func TestIdentityExpressions(t *testing.T) {
@@ -169,6 +174,62 @@ func TestClaims(t *testing.T) {
 	id := identity(t, IdentitySpec{Issuer: "iss", Subject: "sub", Claims: Claims{Trigger: "push"}})
 	if err := id.check(bare); err == nil {
 		t.Error("a certificate without the claim is accepted")
+	}
+}
+
+func TestOneName(t *testing.T) {
+	uri, err := url.Parse("https://github.com/acme/x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	otherName, err := cryptoutils.MarshalOtherNameSAN("somebody", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// One name of a kind that Go knows, and one that it does not.
+	mixed := pkix.Extension{Id: cryptoutils.SANOID, Value: otherName.Value}
+	mixed.Value = append([]byte{0x30, otherName.Value[1] + 5, 0x86, 3, 'a', ':', 'b'}, otherName.Value[2:]...)
+	issuer := func(oid asn1.ObjectIdentifier, value []byte) pkix.Extension {
+		return pkix.Extension{Id: oid, Value: value}
+	}
+	der := func(s string) []byte {
+		b, err := asn1.Marshal(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	tests := map[string]struct {
+		template x509.Certificate
+		ok       bool
+	}{
+		"a URI":                       {x509.Certificate{URIs: []*url.URL{uri}}, true},
+		"a mailbox":                   {x509.Certificate{EmailAddresses: []string{"a@acme.example"}}, true},
+		"a user name":                 {x509.Certificate{ExtraExtensions: []pkix.Extension{*otherName}}, true},
+		"two URIs":                    {x509.Certificate{URIs: []*url.URL{uri, {Scheme: "https", Host: "evil.example"}}}, false},
+		"a URI and a mailbox":         {x509.Certificate{URIs: []*url.URL{uri}, EmailAddresses: []string{"a@acme.example"}}, false},
+		"a URI and a host":            {x509.Certificate{URIs: []*url.URL{uri}, DNSNames: []string{"acme.example"}}, false},
+		"a URI and a user name":       {x509.Certificate{ExtraExtensions: []pkix.Extension{mixed}}, false},
+		"the same issuer, both forms": {x509.Certificate{URIs: []*url.URL{uri}, ExtraExtensions: []pkix.Extension{issuer(certificate.OIDIssuer, []byte("https://i")), issuer(certificate.OIDIssuerV2, der("https://i"))}}, true},  //nolint:staticcheck // still written beside its successor
+		"two issuers":                 {x509.Certificate{URIs: []*url.URL{uri}, ExtraExtensions: []pkix.Extension{issuer(certificate.OIDIssuer, []byte("https://i")), issuer(certificate.OIDIssuerV2, der("https://j"))}}, false}, //nolint:staticcheck // still written beside its successor
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range tests {
+		tt.template.SerialNumber = big.NewInt(1)
+		raw, err := x509.CreateCertificate(rand.Reader, &tt.template, &tt.template, key.Public(), key)
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		cert, err := x509.ParseCertificate(raw)
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		if err := oneName(cert); (err == nil) != tt.ok {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
