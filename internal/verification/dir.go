@@ -111,7 +111,7 @@ func (d Dir) Prune(before time.Time) error {
 	return nil
 }
 
-// Remove forgets the record under k; it is no error if there is none.
+// Remove implements Ledger.
 func (d Dir) Remove(k Key) error {
 	if err := os.Remove(d.name(k)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("cannot remove a verification: %w", err)

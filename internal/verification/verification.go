@@ -69,6 +69,8 @@ type Ledger interface {
 	Put(ctx context.Context, k Key, r Record) error
 	// Get returns the record under k, or a *NotFoundError.
 	Get(ctx context.Context, k Key) (Record, error)
+	// Remove forgets the record under k; it is no error if there is none.
+	Remove(k Key) error
 }
 
 // NotFoundError says that no verification is recorded under a key.
@@ -121,4 +123,12 @@ func (m *Memory) Get(_ context.Context, k Key) (Record, error) {
 	}
 	r.Annotations = maps.Clone(r.Annotations)
 	return r, nil
+}
+
+// Remove implements Ledger.
+func (m *Memory) Remove(k Key) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.m, k)
+	return nil
 }

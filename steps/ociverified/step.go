@@ -110,6 +110,12 @@ func (r *runner) Run(ctx context.Context, sc *steps.Context) (steps.Result, erro
 	if err != nil {
 		return result(fmt.Errorf("%w: %w", steps.ErrConfig, err))
 	}
+	// What an earlier run of this step verified, before a restart, is no evidence
+	// for what this one refuses.
+	key := verification.Key{Project: sc.Project, Promotion: sc.Promotion, Alias: sc.Alias}
+	if err := r.Ledger.Remove(key); err != nil {
+		return result(err)
+	}
 	a, err := r.accept(ctx, sc, &cfg, r.creds, nil)
 	if err != nil {
 		return result(err)
@@ -119,7 +125,6 @@ func (r *runner) Run(ctx context.Context, sc *steps.Context) (steps.Result, erro
 	}
 	record := a.Record
 	record.Path = out
-	key := verification.Key{Project: sc.Project, Promotion: sc.Promotion, Alias: sc.Alias}
 	if err := r.Ledger.Put(ctx, key, record); err != nil {
 		return result(fmt.Errorf("cannot record the verification: %w", err))
 	}

@@ -121,7 +121,8 @@ func TestAccepted(t *testing.T) {
 	if diff := cmp.Diff([]any{fixtureSubject, nil, "tsa"}, []any{signer["subject"], signer["logIndex"], signer["timeSource"]}); diff != "" {
 		t.Errorf("signer: %s", diff)
 	}
-	record, err := h.ledger.Get(t.Context(), verification.Key{Project: "p", Promotion: "prd-us.01.abc", Alias: "config"})
+	key := verification.Key{Project: "p", Promotion: "prd-us.01.abc", Alias: "config"}
+	record, err := h.ledger.Get(t.Context(), key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,6 +145,15 @@ func TestAccepted(t *testing.T) {
 		h.sc.Config["allowOverwrite"] = true
 		if res, err := h.run(t); err != nil || res.Status != steps.Succeeded {
 			t.Errorf("unless asked to: %v, %v", res, err)
+		}
+	})
+	t.Run("refused after a restart", func(t *testing.T) {
+		h.verify()["annotations"] = map[string]any{"com.devex.config.region": "ca-central-1"}
+		if res, err := h.run(t); !errors.Is(err, steps.ErrRefused) {
+			t.Fatalf("%v, %v", res, err)
+		}
+		if record, err := h.ledger.Get(t.Context(), key); err == nil {
+			t.Errorf("what was verified earlier is still evidence: %+v", record)
 		}
 	})
 }
