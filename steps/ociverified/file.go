@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"strings"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -53,7 +54,7 @@ func writeFile(root *os.Root, name string, overwrite bool, fill func(*os.File) e
 	if err != nil {
 		return fmt.Errorf("cannot make the directory of outPath: %w", err)
 	}
-	temp := path.Join(path.Dir(name), ".stepd-"+rand.Text())
+	temp := path.Join(path.Dir(name), tempPrefix(name)+rand.Text())
 	f, err := root.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return fmt.Errorf("cannot make a temporary file beside outPath: %w", err)
@@ -72,6 +73,40 @@ func writeFile(root *os.Root, name string, overwrite bool, fill func(*os.File) e
 		return fmt.Errorf("cannot put outPath in place: %w", err)
 	}
 	return nil
+}
+
+// tempPrefix begins the names of temporary files for name, beside it.
+func tempPrefix(name string) string {
+	sum := sha256.Sum256([]byte(name))
+	return ".stepd-" + hex.EncodeToString(sum[:8]) + "-"
+}
+
+// removeLeftovers removes the temporary files that attempts at name left behind
+// when they were killed: a later step could commit them, and what is in them
+// was perhaps never compared with its digest.
+func removeLeftovers(root *os.Root, name string) error {
+	if info, err := root.Stat(path.Dir(name)); err != nil || !info.IsDir() {
+		return nil //nolint:nilerr // writing will say so, if it matters
+	}
+	dir, err := root.Open(path.Dir(name))
+	if err != nil {
+		return nil //nolint:nilerr // likewise
+	}
+	defer func() { _ = dir.Close() }()
+	for {
+		entries, err := dir.ReadDir(256)
+		if err != nil {
+			return nil //nolint:nilerr // io.EOF, or not a directory
+		}
+		for _, e := range entries {
+			if !strings.HasPrefix(e.Name(), tempPrefix(name)) {
+				continue
+			}
+			if err := root.Remove(path.Join(path.Dir(name), e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("cannot remove what an earlier attempt left beside outPath: %w", err)
+			}
+		}
+	}
 }
 
 // place moves temp to name. A link, unlike a rename, never replaces what is

@@ -278,6 +278,9 @@ func (r *runner) download(ctx context.Context, workDir, out string, cfg *config,
 		return fmt.Errorf("cannot open the work dir: %w", err)
 	}
 	defer func() { _ = root.Close() }()
+	if err := removeLeftovers(root, out); err != nil {
+		return err
+	}
 	if !cfg.AllowOverwrite {
 		same, exists, err := holds(root, out, a.Layer)
 		switch {

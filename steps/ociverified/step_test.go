@@ -135,6 +135,21 @@ func TestAccepted(t *testing.T) {
 			t.Errorf("a step that runs again finds its own file: %v, %v", res, err)
 		}
 	})
+	t.Run("again, after an attempt was killed", func(t *testing.T) {
+		left := filepath.Join(h.sc.WorkDir, "config", tempPrefix("config/values.yaml")+"X")
+		theirs := filepath.Join(h.sc.WorkDir, "config", ".stepd-other")
+		for _, name := range []string{left, theirs} {
+			if err := os.WriteFile(name, []byte("half of a la"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := h.run(t); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff([]string{"config", "config/.stepd-other", "config/values.yaml"}, h.files(t)); diff != "" {
+			t.Errorf("what is left in the work dir: %s", diff)
+		}
+	})
 	t.Run("somebody else's file", func(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(h.sc.WorkDir, "config", "values.yaml"), []byte("other"), 0o600); err != nil {
 			t.Fatal(err)
