@@ -199,9 +199,10 @@ const templateKey = "$t"
 // that only has string's kind, which only == tells from a string. The nil beside
 // it keeps expr from knowing the type, or it would not compile the comparison.
 //
-// The parentheses keep statements together, the newline ends a comment, and NEL,
-// the one character that YAML changes in what json.Marshal writes, is escaped.
-// Code begins about where it was, so that errors point to the same place.
+// The parentheses keep statements together, of which the last may not end in a
+// semicolon there; the newline ends a comment, and NEL, the one character that
+// YAML changes in what json.Marshal writes, is escaped. Code begins about where
+// it was, so that errors point to the same place.
 //
 // Code that is no expression stays as it is, and fails as it would have. With
 // anything around it, it might become one.
@@ -209,7 +210,7 @@ func asJSON(code string) string {
 	if !expr.Parses(code) {
 		return code
 	}
-	return "[(" + strings.TrimPrefix(code, " ") + "\n),nil]" +
+	return "[(" + strings.TrimPrefix(expr.WithoutEnd(code), " ") + "\n),nil]" +
 		`|map(type(#)=="string"&&#==string(#)?#:[toJSON([#])])|first()|toJSON()|replace("\u0085","\\u0085")`
 }
 

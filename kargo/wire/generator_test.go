@@ -82,7 +82,7 @@ func (g generator) code(depth int) string {
 		a, b := g.code(depth-1), g.code(depth-1)
 		return pick(g,
 			"quote("+a+")", "asYAML("+a+")", "asJSON("+a+")", "unsafeQuote("+a+")", "toJSON("+a+")", "("+a+")",
-			"["+a+", "+b+"]", "{'k': "+a+", '$t': "+b+"}", a+" + "+b, a+" ?? "+b, a+" == "+b, "true ? "+a+" : "+b,
+			"["+a+", "+b+"]", "{'k': "+a+", '$t': "+b+"}", a+" + "+b, a+" ?? "+b, a+" == "+b, a+";", a+"; // x\n", "true ? "+a+" : "+b,
 			"let x = "+a+"; [x, "+b+"]", a+"; "+b, "["+a+"] | len()", "fromJSON(toJSON("+a+"))", a+" // "+b+"\n", "trim("+a+")", "{'a': {'b': "+a+"}}")
 	}
 	return pick(g, "1", "1.5", "-0.0", "9007199254740993", "1e308 * 10", "true", "nil", "null", "nosuch", "nosuch?.member",

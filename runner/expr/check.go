@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"reflect"
 
+	"github.com/expr-lang/expr/file"
 	"github.com/expr-lang/expr/parser"
+	"github.com/expr-lang/expr/parser/lexer"
 )
 
 // Check compiles an expression, without its delimiters, exactly as evaluating
@@ -35,6 +37,20 @@ func Parses(code string) bool {
 	}
 	_, err := parser.Parse(code)
 	return err == nil
+}
+
+// WithoutEnd returns an expression without the semicolon that may end it, and
+// what follows that. expr allows one at the very end only, not before a bracket.
+func WithoutEnd(code string) string {
+	tokens, err := lexer.Lex(file.NewSource(code))
+	if err != nil || len(tokens) < 2 { // the last is the end
+		return code
+	}
+	last := tokens[len(tokens)-2]
+	if !last.Is(lexer.Operator, ";") {
+		return code
+	}
+	return string([]rune(code)[:last.From])
 }
 
 // MaxCode is the most bytes of one expression. expr's parser calls itself for
