@@ -51,6 +51,14 @@ func restrictCalls(noNetwork bool) error {
 			equal(uint32(unix.SIGKILL), 1, 0),
 			deny(unix.EPERM)),
 	)
+	// To become another user, which root can, takes the signal back, too: see
+	// prctl(2) PR_SET_PDEATHSIG.
+	for _, nr := range []uint32{
+		unix.SYS_SETUID, unix.SYS_SETREUID, unix.SYS_SETRESUID, unix.SYS_SETFSUID,
+		unix.SYS_SETGID, unix.SYS_SETREGID, unix.SYS_SETRESGID, unix.SYS_SETFSGID,
+	} {
+		filter = slices.Concat(filter, call(nr, deny(unix.EPERM)))
+	}
 	if noNetwork {
 		filter = slices.Concat(filter,
 			// Sockets of the unix kind stay, for a plugin listens on one; but none

@@ -60,6 +60,11 @@ func probe() {
 		_, err := net.Dial(what, address)
 		fmt.Printf("%s denied=%t\n", what, errors.Is(err, unix.EPERM))
 	}
+	fmt.Printf("become another user denied=%t\n", errors.Is(unix.Setresuid(-1, 65534, -1), unix.EPERM))
+	fmt.Printf("become another group denied=%t\n", errors.Is(unix.Setresgid(-1, 65534, -1), unix.EPERM))
+	var death int32
+	_ = unix.Prctl(unix.PR_GET_PDEATHSIG, uintptr(unsafe.Pointer(&death)), 0, 0, 0)
+	fmt.Printf("dies by signal %d\n", death)
 	report("shell", exec.Command("/bin/sh", "-c", ":").Run())
 	var limit unix.Rlimit
 	_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
@@ -125,6 +130,9 @@ func TestConfinement(t *testing.T) {
 		"keep an inherited file=false":       true,
 		"stay when the host dies=false":      true,
 		"stay by another signal=false":       true,
+		"become another user denied=true":    true,
+		"become another group denied=true":   true,
+		"dies by signal 9":                   true,
 		"prctl otherwise=true":               true,
 		"write inside=true":                  true,
 		"read system=true":                   true,
