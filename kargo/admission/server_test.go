@@ -215,15 +215,15 @@ func TestLeaving(t *testing.T) {
 	}
 }
 
-// slowKeys have to be waited for.
+// slowKeys have to be waited for once.
 type slowKeys struct {
 	KeySource
-	slow          atomic.Bool
+	slow          atomic.Bool // for whoever asks next
 	asked, answer chan struct{}
 }
 
 func (k *slowKeys) SigningKey() (ed25519.PrivateKey, error) {
-	if k.slow.Load() {
+	if k.slow.CompareAndSwap(true, false) {
 		k.asked <- struct{}{}
 		<-k.answer
 	}
