@@ -323,6 +323,10 @@ func (p *process) epitaph() string {
 	if err := p.child.err(); err != nil {
 		text = "the plugin ended: " + err.Error()
 	}
+	select { // what it said last may not have been read yet
+	case <-p.child.stderr.ended:
+	case <-time.After(closeGrace):
+	}
 	if words := p.child.lastWords(); words != "" {
 		text += "; it said: " + words
 	}
@@ -390,7 +394,7 @@ func (c *child) prepare(image *sandbox.Image, env []string, policy sandbox.Polic
 		return err
 	}
 	c.policy = policy
-	c.stdin, c.stdout, c.stderr = ourIn, ourOut, &tail{file: ourErr}
+	c.stdin, c.stdout, c.stderr = ourIn, ourOut, newTail(ourErr)
 	c.theirs = []*os.File{stdin, stdout, stderr}
 	c.cmd = &exec.Cmd{
 		Path: image.Path(), Args: []string{c.name}, Dir: c.dir,
@@ -539,12 +543,16 @@ func (c *child) lastWords() string {
 
 // tail is a pipe's read end that remembers the end of what passed through.
 type tail struct {
-	file *os.File
-	mu   sync.Mutex
-	last []byte
+	file  *os.File
+	ended chan struct{} // closed when there is no more to read
+	once  sync.Once
+	mu    sync.Mutex
+	last  []byte
 }
 
 const tailBytes = 2 << 10
+
+func newTail(file *os.File) *tail { return &tail{file: file, ended: make(chan struct{})} }
 
 // Read implements io.Reader.
 func (t *tail) Read(p []byte) (int, error) {
@@ -554,6 +562,9 @@ func (t *tail) Read(p []byte) (int, error) {
 	t.last = append(t.last, p[:n]...)
 	if extra := len(t.last) - tailBytes; extra > 0 {
 		t.last = append(t.last[:0], t.last[extra:]...)
+	}
+	if err != nil {
+		t.once.Do(func() { close(t.ended) })
 	}
 	return n, err
 }
