@@ -54,6 +54,20 @@ func (c *change) hash() string {
 	return "sha256:" + hex.EncodeToString(h.Sum(nil))
 }
 
+// includes tells whether everything that other changes, c changes to the same.
+func (c *change) includes(other *change) bool {
+	files := map[string]gitrepo.Change{}
+	for _, f := range c.files {
+		files[f.Path] = f
+	}
+	for _, f := range other.files {
+		if mine, ok := files[f.Path]; !ok || mine.Mode != f.Mode || mine.ID != f.ID {
+			return false
+		}
+	}
+	return true
+}
+
 func (c *change) paths() []string {
 	paths := make([]string, len(c.files))
 	for i, f := range c.files {

@@ -666,27 +666,31 @@ func (o *owner) baseOf(ctx context.Context, j *job) (base, error) {
 // commit counts only if its tree holds the change. Of several the oldest is
 // ours: copies come later.
 func (o *owner) findOwn(ctx context.Context, j *job, h gitrepo.History, tip *gitrepo.Trees) (*outcome, error) {
-	want := j.change
-	if len(want.files) == 0 && j.intent != nil && j.intent.change != nil {
-		want = j.intent.change // a new work tree that has our commit already
+	want := []*change{j.change}
+	if j.intent != nil && j.intent.change != nil && j.intent.change.id != j.change.id && j.intent.change.includes(j.change) {
+		// A new work tree that has our commit already: what others changed since,
+		// if anything, is all that differs.
+		want = append(want, j.intent.change)
 	}
 	for i := len(h.Commits) - 1; i >= 0; i-- {
 		c := h.Commits[i]
-		if !readClaim(c.Message).is(want.id) {
+		claimed := readClaim(c.Message)
+		k := slices.IndexFunc(want, func(w *change) bool { return claimed.is(w.id) })
+		if k < 0 {
 			continue
 		}
 		t := tip
-		if c.ID != o.tip.start || len(want.files) != len(j.change.files) {
+		if c.ID != o.tip.start || k > 0 {
 			var err error
-			if t, err = o.remote.Trees(ctx, c.ID, want.paths(), gitrepo.ZeroHash); err != nil {
+			if t, err = o.remote.Trees(ctx, c.ID, want[k].paths(), gitrepo.ZeroHash); err != nil {
 				if !gitrepo.Nonsense(err) {
 					return nil, err
 				}
 				t = tip // a server that does not give old trees: what is there now must do
 			}
 		}
-		if j.holdsAll(t, want) {
-			return &outcome{commit: c.ID, changed: true, paths: o.changedPaths(ctx, c, want), found: true}, nil
+		if j.holdsAll(t, want[k]) {
+			return &outcome{commit: c.ID, changed: true, paths: o.changedPaths(ctx, c, want[k]), found: true}, nil
 		}
 	}
 	return nil, nil

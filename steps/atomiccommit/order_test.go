@@ -322,3 +322,33 @@ func TestWorkTreeWithACommitOfItsOwn(t *testing.T) {
 	}
 	b.check()
 }
+
+// Kargo starts a promotion again with a lost work dir: the new clone has what the
+// promotion committed, and shows as changed only what others changed since.
+func TestNewCloneOfACommitThatWasMade(t *testing.T) {
+	b := newBench(t)
+	b.seed(map[string]string{"a.yaml": "1\n", "b.yaml": "1\n"})
+	clone := func() *promotion {
+		p := b.promote(name(1), nil)
+		if out, err := exec.CommandContext(t.Context(), "git", "clone", "--quiet", b.url, filepath.Join(p.sc.WorkDir, "repo")).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		for _, f := range []string{"a.yaml", "b.yaml"} {
+			if err := os.WriteFile(filepath.Join(p.sc.WorkDir, "repo", f), []byte("2\n"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p.sc.Config = map[string]any{"path": "repo"}
+		return p
+	}
+	first := clone().must()
+	b.seed(map[string]string{"a.yaml": "somebody's\n"})
+	b.restart()
+	if again := clone().must(); again["commit"] != first["commit"] || fmt.Sprint(again["paths"]) != "[a.yaml b.yaml]" {
+		t.Errorf("retry = %v, want %v", again, first)
+	}
+	if got := b.git("show", "main:a.yaml"); got != "somebody's" {
+		t.Errorf("a.yaml = %q", got)
+	}
+	b.check()
+}
