@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -350,5 +351,41 @@ func TestNewCloneOfACommitThatWasMade(t *testing.T) {
 	if got := b.git("show", "main:a.yaml"); got != "somebody's" {
 		t.Errorf("a.yaml = %q", got)
 	}
+	b.check()
+}
+
+// Git follows no symbolic link to .gitattributes, and in a sparse checkout it
+// reads from the index what is not there.
+func TestAttributesThatAreNoFilesOfTheWorkTree(t *testing.T) {
+	b := newBench(t)
+	if _, err := b.Commit(repo, gittest.Change{Message: "seed", Files: map[string]gittest.Entry{
+		"linked/.gitattributes": {Mode: "120000", Data: "attributes"},
+		"linked/attributes":     {Data: "* filter=lfs\n"},
+		"left/.gitattributes":   {Data: "* filter=lfs\n"},
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	p := b.promote(name(1), nil)
+	tree := filepath.Join(p.sc.WorkDir, "repo")
+	for _, args := range [][]string{{"clone", "--quiet", b.url, tree}, {"-C", tree, "sparse-checkout", "set", "--cone", "linked"}} {
+		if out, err := exec.CommandContext(t.Context(), "git", args...).CombinedOutput(); err != nil {
+			t.Fatalf("git %v: %v\n%s", args, err, out)
+		}
+	}
+	p.sc.Config = map[string]any{"path": "repo"}
+	if err := os.WriteFile(filepath.Join(tree, "linked", "f"), []byte("1\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p.must()
+	pipe := filepath.Join(tree, ".gitignore") // reading it would block
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.refused("a named pipe")
+	left := filepath.Join(tree, "left")
+	if err := errors.Join(os.Remove(pipe), os.Mkdir(left, 0o755), os.WriteFile(filepath.Join(left, "f"), []byte("1\n"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	p.refused("filter=lfs")
 	b.check()
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -363,20 +364,23 @@ func (w *worktree) walk(dir string, ignoredDir bool) error {
 	// What a directory declares holds below it only.
 	ignore, attrs := len(w.ignore), len(w.attributes)
 	defer func() { w.ignore, w.attributes = w.ignore[:ignore], w.attributes[:attrs] }()
-	if text, err := readSmall(w.dir, path.Join(dir, ".gitignore")); err == nil {
-		rules, err := parseIgnore(text, dir)
-		if err != nil {
-			return err
-		}
-		w.ignore = append(w.ignore, rules...)
+	text, err := w.declared(path.Join(dir, ".gitignore"), list)
+	if err != nil {
+		return err
 	}
-	if text, err := readSmall(w.dir, path.Join(dir, attributesFile)); err == nil {
-		m, err := parseAttributes([]byte(text), dir)
-		if err != nil {
-			return err
-		}
-		w.attributes = append(w.attributes, m...)
+	ignoreRules, err := parseIgnore(text, dir)
+	if err != nil {
+		return err
 	}
+	w.ignore = append(w.ignore, ignoreRules...)
+	if text, err = w.declared(path.Join(dir, attributesFile), list); err != nil {
+		return err
+	}
+	attributeRules, err := parseAttributes([]byte(text), dir)
+	if err != nil {
+		return err
+	}
+	w.attributes = append(w.attributes, attributeRules...)
 	for _, e := range list {
 		if dir == "" && e.Name() == ".git" {
 			continue
@@ -386,6 +390,26 @@ func (w *worktree) walk(dir string, ignoredDir bool) error {
 		}
 	}
 	return nil
+}
+
+// declared reads the .gitignore or .gitattributes of a directory that was listed,
+// as git does: it follows no symbolic link to one, and one that a sparse checkout
+// left out counts as it is in HEAD. There being none is no error.
+func (w *worktree) declared(p string, list []fs.DirEntry) (text string, err error) {
+	name := path.Base(p)
+	i := slices.IndexFunc(list, func(e fs.DirEntry) bool { return e.Name() == name })
+	if i >= 0 && list[i].Type().IsRegular() {
+		text, err = readSmall(w.dir, p)
+	}
+	if head := w.head[p]; i < 0 && head.Mode.IsFile() && w.clean[p] != nil && w.clean[p].SkipWorktree {
+		var data []byte
+		data, err = w.blob(head.ID)
+		text = string(data)
+	}
+	if err != nil {
+		return "", fmt.Errorf("cannot read %q: %w", p, err)
+	}
+	return text, nil
 }
 
 func (w *worktree) visit(p string, e fs.DirEntry, ignoredDir bool) error {
