@@ -9,6 +9,7 @@ package lint
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sort"
 
 	"github.com/stepd/stepd/runner"
@@ -93,9 +94,19 @@ func Run(ctx context.Context, set *load.Set, errs load.Errors, o Options) ([]Fin
 		l.add(Finding{Position: e.Position, Severity: Error, Rule: "document", Message: e.Message, Remedy: e.Remedy, Pointer: e.Pointer})
 	}
 	for _, w := range set.Warnings {
-		l.add(Finding{Position: w.Position, Severity: Warning, Rule: "document", Message: w.Message})
+		f := Finding{Position: w.Position, Severity: Warning, Rule: "document", Message: w.Message}
+		if w.Empty { // nothing was checked, which is not the same as nothing being wrong
+			f.Severity, f.Remedy = Error, nameInputs
+		}
+		l.add(f)
 	}
 	l.documents = append(append(l.documents, set.Documents...), set.Partial...)
+	if len(l.documents) > 0 && len(l.findings) == 0 && !slices.ContainsFunc(l.documents, known) {
+		l.add(Finding{
+			Position: load.Position{File: l.documents[0].File}, Severity: Warning, Rule: "document",
+			Message: "neither this nor any other document is of a kind stepd knows: nothing was checked", Remedy: nameInputs,
+		})
+	}
 	l.index()
 	for _, d := range l.documents {
 		if err := ctx.Err(); err != nil {
@@ -104,6 +115,14 @@ func Run(ctx context.Context, set *load.Set, errs load.Errors, o Options) ([]Fin
 		l.document(d)
 	}
 	return l.sorted(), nil
+}
+
+// nameInputs is what to do when nothing was checked.
+const nameInputs = "name the files or directories that hold Kargo's documents"
+
+func known(d *load.Document) bool {
+	_, ok := d.Object.(kargoapi.Object)
+	return ok
 }
 
 type linter struct {

@@ -57,6 +57,8 @@ type loader struct {
 	errs Errors
 	// seen keeps a file that is named twice from being loaded twice.
 	seen map[string]bool
+	// again counts files that were not.
+	again int
 	// walked says that the file at hand was found in a directory, not named,
 	// and found that nothing in it speaks of Kargo, either.
 	walked, found bool
@@ -75,7 +77,9 @@ func (l *loader) path(ctx context.Context, path string, stdin io.Reader) error {
 			l.fail("-", errors.New("cannot read standard input: there is none"))
 			return nil
 		}
-		return l.read(ctx, "-", func() (io.ReadCloser, error) { return io.NopCloser(stdin), nil })
+		return l.expecting(path, "no document on standard input", func() error {
+			return l.read(ctx, "-", func() (io.ReadCloser, error) { return io.NopCloser(stdin), nil })
+		})
 	}
 	info, err := os.Stat(path)
 	switch {
@@ -83,14 +87,30 @@ func (l *loader) path(ctx context.Context, path string, stdin io.Reader) error {
 		l.fail(path, fmt.Errorf("cannot load documents: %w", err))
 		return nil
 	case !info.IsDir():
-		return l.file(ctx, path)
+		return l.expecting(path, "no document in this file", func() error { return l.file(ctx, path) })
 	}
-	return l.directory(ctx, path)
+	return l.expecting(path, "no documents in *.yaml, *.yml or *.json files here", func() error { return l.directory(ctx, path) })
+}
+
+// expecting loads what was named and warns if no document is in it.
+func (l *loader) expecting(path, otherwise string, load func() error) error {
+	before := l.met()
+	if err := load(); err != nil {
+		return err
+	}
+	if l.met() == before {
+		l.set.Warnings = append(l.set.Warnings, Warning{Position: Position{File: path}, Message: otherwise, Empty: true})
+	}
+	return nil
+}
+
+// met counts what was found so far, whatever became of it.
+func (l *loader) met() int {
+	return len(l.set.Documents) + len(l.set.Partial) + len(l.errs) + l.again
 }
 
 func (l *loader) directory(ctx context.Context, dir string) error {
-	before := len(l.set.Documents) + len(l.errs)
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -117,20 +137,12 @@ func (l *loader) directory(ctx context.Context, dir string) error {
 		}
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	if len(l.set.Documents)+len(l.errs) == before {
-		l.set.Warnings = append(l.set.Warnings, Warning{
-			Position: Position{File: dir}, Message: "no documents in *.yaml, *.yml or *.json files here",
-		})
-	}
-	return nil
 }
 
 func (l *loader) file(ctx context.Context, path string) error {
 	if abs, err := filepath.Abs(path); err == nil {
 		if l.seen[abs] {
+			l.again++
 			return nil
 		}
 		l.seen[abs] = true

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -298,7 +299,7 @@ func TestFilesAndDirectories(t *testing.T) {
 		t.Error("a broken file that speaks of Kargo is accepted")
 	}
 	set, err = load.Documents(t.Context(), []string{filepath.Join(dir, "empty")}, nil)
-	if err != nil || len(set.Warnings) != 1 {
+	if err != nil || len(set.Warnings) != 1 || !set.Warnings[0].Empty {
 		t.Errorf("%v, %v: want a warning about a folder without documents", err, set.Warnings)
 	}
 	_, err = load.Documents(t.Context(), []string{filepath.Join(dir, "nope.yaml"), "-"}, nil)
@@ -309,6 +310,33 @@ func TestFilesAndDirectories(t *testing.T) {
 	cancel()
 	if _, err := load.Documents(ctx, []string{dir}, nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want the context's error", err)
+	}
+}
+
+// A file that is named twice is read once, and is not empty the second time.
+func TestNothingThere(t *testing.T) {
+	for _, tc := range []struct {
+		reason, text string
+		empty        bool
+	}{
+		{"nothing", "", true},
+		{"comments and markers", "# later\n---\n", true},
+		{"a null", "~\n", true},
+		{"a list of nothing", "apiVersion: v1\nkind: List\nitems: []\n", true},
+		{"a document of another kind", "a: 1\n", false},
+	} {
+		one := filepath.Join(t.TempDir(), "one.yaml")
+		if err := os.WriteFile(one, []byte(tc.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		set, err := load.Documents(t.Context(), []string{one, one, filepath.Dir(one)}, nil)
+		if err != nil || len(set.Warnings) > 1 || slices.ContainsFunc(set.Warnings, func(w load.Warning) bool { return w.Empty && w.File == one }) != tc.empty {
+			t.Errorf("%s: %v, %v: want a file without documents: %v", tc.reason, err, set.Warnings, tc.empty)
+		}
+		set, err = load.Documents(t.Context(), []string{"-"}, strings.NewReader(tc.text))
+		if err != nil || slices.ContainsFunc(set.Warnings, func(w load.Warning) bool { return w.Empty && w.File == "-" }) != tc.empty {
+			t.Errorf("%s on standard input: %v, %v", tc.reason, err, set.Warnings)
+		}
 	}
 }
 

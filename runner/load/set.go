@@ -91,6 +91,9 @@ func (p Position) String() string {
 type Warning struct {
 	Position
 	Message string
+	// Empty tells that what was named holds no document at all. Whoever only
+	// looks at documents would say that all is well.
+	Empty bool
 }
 
 // Error is one reason a file cannot be used.
