@@ -54,7 +54,7 @@ func resemblance(a, b string) (cost int, ok bool) {
 	}
 	d := distance(a, b)
 	la, lb := utf8.RuneCountInString(a), utf8.RuneCountInString(b)
-	if d <= max(1, max(la, lb)/3) {
+	if longer := max(la, lb); d < longer && d <= max(1, longer/3) { // as many edits as letters is another word
 		return d, true
 	}
 	prefix := 0

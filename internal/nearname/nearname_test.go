@@ -18,6 +18,7 @@ func TestNearest(t *testing.T) {
 		"prefix": {"a long common beginning counts", "desiredCommit", []string{"repoURL", "desiredRevision", "kustomize"}, []string{"desiredRevision"}},
 		"case":   {"letter case does not count", "outpath", []string{"replicas", "outPath"}, []string{"outPath"}},
 		"none":   {"nothing alike", "zzz", []string{"path", "updates"}, []string{}},
+		"other":  {"nothing is left of the letters", "x", []string{"", "a", "b"}, []string{}},
 		"self":   {"the name itself is no suggestion", "a", []string{"a"}, []string{}},
 		"limit":  {"best first, bounded", "tag", []string{"tags", "tag1", "tax"}, []string{"tag1", "tags"}},
 		"long":   {"hostile lengths are ignored", "a", []string{strings.Repeat("a", 10_000)}, []string{}},
