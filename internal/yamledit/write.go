@@ -491,7 +491,9 @@ func SameExcept(before, after []byte, written map[string]string) bool {
 		if err != nil {
 			return false
 		}
-		old, got, want := First(a.docs[0], parts), First(b.docs[0], parts), First(alone.docs[0], []string{"k"})
+		old, _ := First(a.docs[0], parts)
+		got, _ := First(b.docs[0], parts)
+		want, _ := First(alone.docs[0], []string{"k"})
 		if old == nil || got == nil || want == nil {
 			return false
 		}
@@ -510,8 +512,9 @@ func SameExcept(before, after []byte, written map[string]string) bool {
 
 // First follows parts from a document node the way Kargo does: the first
 // mapping key with the part's text, or a sequence index; aliases lead nowhere.
-// It returns nil if the path ends early.
-func First(doc *yaml.Node, parts []string) *yaml.Node {
+// It returns nil if the path ends early, with strconv's error if that is because
+// a part is no number where a sequence needs one.
+func First(doc *yaml.Node, parts []string) (*yaml.Node, error) {
 	n := doc
 	if n.Kind == yaml.DocumentNode && len(n.Content) == 1 {
 		n = n.Content[0]
@@ -526,14 +529,18 @@ func First(doc *yaml.Node, parts []string) *yaml.Node {
 				}
 			}
 		case yaml.SequenceNode:
-			if i, err := strconv.Atoi(part); err == nil && i >= 0 && i < len(n.Content) {
+			i, err := strconv.Atoi(part)
+			if err != nil {
+				return nil, err
+			}
+			if i >= 0 && i < len(n.Content) {
 				next = n.Content[i]
 			}
 		}
 		if next == nil {
-			return nil
+			return nil, nil
 		}
 		n = next
 	}
-	return n
+	return n, nil
 }

@@ -121,7 +121,9 @@ func updateLines(src []byte, path string, updates []yamledit.Update) ([]byte, er
 			return nil, fmt.Errorf("key %q: %w", u.Key, err)
 		}
 		// Kargo's words first: later expressions can look for them.
-		switch n := yamledit.First(&doc, parts); {
+		switch n, err := yamledit.First(&doc, parts); {
+		case err != nil:
+			return nil, fmt.Errorf("%w: %w", err, explainMissing(src, path, u.Key))
 		case n == nil:
 			return nil, fmt.Errorf("key path not found: %w", explainMissing(src, path, u.Key))
 		case n.Kind != yaml.ScalarNode:

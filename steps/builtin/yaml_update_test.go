@@ -68,6 +68,7 @@ func TestYAMLUpdateErrors(t *testing.T) {
 		"F17":      {"nor is a list", "a: [1]\n", "a", outcome{steps.Errored, false, "key path does not address a scalar node"}},
 		"index":    {"Kargo panics here", "a: [1]\n", "a.1", outcome{steps.Errored, false, "outside the sequence"}},
 		"negative": {"and here", "a: [1]\n", "a.-1", outcome{steps.Errored, false, "index"}},
+		"word":     {"Kargo's words are those of strconv", "a: [1]\n", "a.b", outcome{steps.Errored, false, `strconv.Atoi: parsing "b": invalid syntax: v.yaml:1:4: key "a.b": "a" is a sequence, so "b" must be an index`}},
 		"alias":    {"aliases are not addressable", "a: &x 1\nb: *x\n", "b", outcome{steps.Errored, false, "alias"}},
 		"key":      {"key syntax", "a: 1\n", "a..b", outcome{steps.Errored, false, "empty key part in key"}},
 		"syntax":   {"not YAML", "a: [\n", "a", outcome{steps.Errored, false, "cannot parse v.yaml"}},
