@@ -245,6 +245,18 @@ func TestFindings(t *testing.T) {
 				"15:152 error unknown-output: did you mean out",
 			},
 		},
+		"TaskStatus": {
+			reason: "status() sees neither tasks nor their steps from a Stage, and a task has no metadata",
+			text: task("", "  - {uses: compose-output, as: one, config: {a: 1}}\n  - {uses: compose-output, as: two, if: \"${{ status('one') == '' }}\", config: {a: 1}}\n") + "---\n" +
+				stage("", `{task: {name: t}, as: x},
+  {uses: fail, if: "${{ success() && status('x') == 'Succeeded' }}"},
+  {uses: fail, if: "${{ success() && status('x::two') == 'Succeeded' }}"},
+  {uses: compose-output, config: {a: "${{ stepMetas.x.Status }}", b: "${{ stepMetas['x::two'].Status }}", c: "${{ stepMetas['x::to'].Status }}"}}`),
+			want: []string{
+				"17:38 warning unknown-output: write string(stepMetas['x::two'].Status)", "18:38 warning unknown-output: always empty",
+				"19:53 error unknown-output: no status of its own", "19:124 error unknown-output: did you mean two",
+			},
+		},
 		"UnusedReferenceVariable": {
 			reason: "a misspelt name leaves the default in place",
 			text: task("{name: colour, value: red}", "  - {uses: compose-output, config: {a: \"${{ vars.colour }} ${{ vars.extra }}\"}}\n") + "---\n" +
@@ -280,10 +292,12 @@ func TestFindings(t *testing.T) {
   - {uses: fail, if: "${{ true }} "}
   - {uses: fail, if: "not ${{ false }}"}
   - {uses: fail, if: "${{ failure() }}"}
+  - {uses: fail, if: "${{ failure }}"}
 `),
 			want: []string{
 				"7:22 error condition: plain text", "8:22 error condition: not a number",
 				"9:22 warning condition: also runs after an earlier one failed", "10:22 warning condition",
+				"12:27 error unknown-variable: failure()",
 			},
 		},
 		"ConditionsAndFailure": {

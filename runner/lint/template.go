@@ -263,6 +263,7 @@ func (c *docLinter) condition(text, at string, s *scope) {
 	out := c.code.compile(pieces[i].Text, true)
 	switch {
 	case out.tree == nil:
+	case out.typ != nil && out.typ.Kind() == reflect.Func: // reported already: it is not called
 	case out.typ != nil && neverBool(out.typ):
 		c.reportAt(Error, "condition", c.doc.ValuePosition(at), at, "compare it with something", "`if` must yield a bool, not %s", kindName(out.typ))
 	case s.index > 0 && !asksForStatus(out.tree):

@@ -134,6 +134,9 @@ func (w *walker) identifier(n *ast.IdentifierNode) {
 	case "true", "false":
 	default:
 		remedy := near(name, append(w.roots(), functionNames(w.where.statusFunctions())...))
+		if contains(functionNames(w.where.statusFunctions()), name) {
+			remedy = "call the function: " + name + "()"
+		}
 		if contains(w.scope.vars.names, name) {
 			remedy = "write vars." + name
 		}
@@ -479,6 +482,11 @@ func (w *walker) stepReference(n ast.Node, holder, alias string) {
 		what = fmt.Sprintf("status('%s')", alias)
 	}
 	if i, ok := s.byName[namespace]; nested && ok && s.aliases[i].isTask {
+		if holder == "status" {
+			w.report(n, sev, "unknown-output", "write string(stepMetas['"+alias+"'].Status)",
+				"%s is always empty: status() does not see the steps of a task", what)
+			return
+		}
 		w.innerReference(n, sev, what, s.aliases[i], inner, i)
 		return
 	}
@@ -487,6 +495,9 @@ func (w *walker) stepReference(n ast.Node, holder, alias string) {
 	}
 	if i, ok := s.byName[alias]; ok && !nested {
 		switch a := s.aliases[i]; {
+		case a.isTask && holder != "outputs":
+			w.report(n, sev, "unknown-output", "write "+statusOfTask(a),
+				"%s: a reference to a task has no status of its own, its steps have", what)
 		case s.kind == inTask && holder == "outputs":
 			w.report(n, Warning, "unknown-output", "write task.outputs."+alias,
 				"outputs['%s'] is a step of the Stage; the task's own step is found under task.outputs", alias)
@@ -509,6 +520,16 @@ func (w *walker) stepReference(n ast.Node, holder, alias string) {
 		remedy = "there is " + strings.Join(names, ", ")
 	}
 	w.report(n, sev, "unknown-output", remedy, "%s: there is no step %q", what, alias)
+}
+
+// statusOfTask is how a Stage asks what became of a task: its last step has been
+// reached when the task is over.
+func statusOfTask(a stepAlias) string {
+	inner := "<step>"
+	if len(a.inner) > 0 {
+		inner = a.inner[len(a.inner)-1]
+	}
+	return "string(stepMetas['" + a.name + "::" + inner + "'].Status)"
 }
 
 func (w *walker) innerReference(n ast.Node, sev Severity, what string, a stepAlias, inner string, i int) {
