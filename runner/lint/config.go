@@ -179,6 +179,9 @@ func (c *docLinter) violation(kind string, v configschema.Violation, at string) 
 			remedy = r
 		}
 	}
+	if remedy == "" && v.Type && isExpression(pointer) {
+		remedy = undelimited
+	}
 	if _, written := c.doc.Boolean11(pointer); written != "" && remedy == "" {
 		remedy = "put it in quotes: YAML 1.1 reads " + written + " as a boolean"
 	}

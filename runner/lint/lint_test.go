@@ -320,6 +320,17 @@ func TestFindings(t *testing.T) {
 `),
 			want: []string{"7:18 warning endless-poll: failureExpression", "10:32 warning deprecated: SSH", "11:54 warning deprecated: author"},
 		},
+		"DelimitedExpression": {
+			reason: "an expression that the step evaluates has no delimiters; a template may be part of it",
+			text: task("{name: code}", `  - {uses: http, config: {url: "https://h", successExpression: "${{ response.status == 200 }}"}}
+  - {uses: http, config: {url: "https://h", successExpression: "response.status == ${{ vars.code }}"}}
+  - {uses: yaml-parse, config: {path: p, outputs: [{name: a, fromExpression: "${{ image.tag }}"}]}}
+`),
+			want: []string{
+				"7:45 error config: write it without ${{", "7:69 error unknown-variable: write it without ${{",
+				"9:83 error unknown-variable: write it without ${{",
+			},
+		},
 		"StructInVariable": {
 			reason: "in a variable a struct has JSON keys",
 			text: task("{name: i, value: \"${{ imageFrom('r') }}\"}", `  - uses: compose-output

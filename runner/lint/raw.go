@@ -38,6 +38,20 @@ func (c *docLinter) expressions(uses string, config map[string]any, at string) {
 	}
 }
 
+// isExpression tells whether the value at a pointer is such a setting.
+func isExpression(at string) bool {
+	for _, name := range []string{"/config/successExpression", "/config/failureExpression", "/config/errorExpression", "/fromExpression"} {
+		if strings.HasSuffix(at, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// undelimited is what to do where a template stands for such an expression: it
+// is evaluated too early, before there is anything to look at.
+const undelimited = "write it without ${{ … }}: this setting is an expression itself, evaluated later"
+
 // raw checks expressions without delimiters.
 type raw struct {
 	*docLinter

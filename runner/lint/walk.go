@@ -140,7 +140,10 @@ func (w *walker) identifier(n *ast.IdentifierNode) {
 		if contains(w.scope.vars.names, name) {
 			remedy = "write vars." + name
 		}
-		if remedy == "" {
+		switch {
+		case isExpression(w.at):
+			remedy = undelimited
+		case remedy == "":
 			remedy = "text needs quotes: '" + name + "'"
 		}
 		w.report(n, Error, "unknown-variable", remedy, "there is no variable %s: it is null", name)
