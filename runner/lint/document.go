@@ -128,6 +128,9 @@ func (c *docLinter) taskReference(step *kargoapi.PromotionStep, at string, s *sc
 		}
 		return
 	}
+	if u := newUnread(d.Unread); u.names || u.values {
+		return // its defaults may be what could not be read
+	}
 	c.undeclared(step.Vars, at+"/vars", d)
 	for _, v := range taskSpec(d).Vars {
 		if v.Value == "" && !given[v.Name] && !s.vars.nonEmpty[v.Name] {

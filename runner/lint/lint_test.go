@@ -510,6 +510,15 @@ func TestFindings(t *testing.T) {
 				"9:81 error expression: no function nosuch", "10:5 error document: must be an object",
 			},
 		},
+		"PartialValue": {
+			reason: "a value that cannot be read makes no secret of the variable's name, and none can be told from it",
+			text: task("{name: need, value: 8}, {name: image, value: 5}, {name: d, value: \"${{ vars.need }}\"}", `  - {uses: copy, as: x, continueOnError: "true", config: {inPath: "${{ vars.ned }}", outPath: "${{ vars.need }}"}}
+`) + "---\n" + stage("", `{task: {name: t}}`),
+			want: []string{
+				"5:23 error document: must be a string", "5:48 error document: must be a string",
+				"7:25 error document: must be true or false", "7:77 error unknown-variable: did you mean need",
+			},
+		},
 		"Unverified": {
 			reason: "what was verified has to be verified before",
 			text: task("", `  - {uses: config-apply, config: {inPath: a, outPath: b, verified: later, updates: [{key: a, value: b}]}}

@@ -10,6 +10,8 @@ type unread struct {
 	// names tells that a step, a variable or its name is among it, so that
 	// references cannot be checked.
 	names bool
+	// values tells that the value of a variable is, whose name is known.
+	values bool
 }
 
 func newUnread(pointers []string) unread {
@@ -18,6 +20,13 @@ func newUnread(pointers []string) unread {
 		parent, key := cutLast(p)
 		u.parents = append(u.parents, parent)
 		holder, _ := cutLast(parent)
+		switch {
+		case key == "/value" && strings.HasSuffix(holder, "/vars"):
+			u.values = true
+			continue
+		case key == "/continueOnError" && strings.HasSuffix(holder, "/steps"):
+			continue
+		}
 		switch key {
 		case "/as", "/name", "/vars", "/steps":
 			u.names = true
@@ -44,6 +53,9 @@ func (u unread) explains(rule, pointer string) bool {
 			return true
 		}
 	}
+	if u.values && (rule == "variable-order" || rule == "unknown-freight") {
+		return true
+	}
 	if rule != "admission" {
 		return false
 	}
@@ -53,5 +65,5 @@ func (u unread) explains(rule, pointer string) bool {
 			return true
 		}
 	}
-	return u.names && strings.HasSuffix(pointer, "/task") // a missing value
+	return (u.names || u.values) && strings.HasSuffix(pointer, "/task") // a missing value
 }
