@@ -223,6 +223,20 @@ func TestRegistry(t *testing.T) {
 	}
 }
 
+// What is no condition is told apart from what cannot be evaluated.
+func TestConditionHints(t *testing.T) {
+	for _, tc := range []struct{ reason, condition, want string }{
+		{"plain text", "success()", "steps.yaml:6:16: write ${{ … }} around"},
+		{"a number", "${{ 1 }}", "steps.yaml:6:16: a condition has to be true or false"},
+		{"an error", "${{ nosuch.member }}", "steps.yaml:6:16: what is before the dot is null"},
+	} {
+		out, err := engine(t).Run(t.Context(), promotion(t, "  - {uses: ok, if: '"+tc.condition+"'}\n"))
+		if err != nil || len(out.Steps[0].Hints) != 1 || !strings.HasPrefix(out.Steps[0].Hints[0], tc.want) {
+			t.Errorf("%s: hints %q, %v", tc.reason, out.Steps[0].Hints, err)
+		}
+	}
+}
+
 func TestPromotionThatCannotRun(t *testing.T) {
 	for _, tc := range []struct {
 		reason string

@@ -103,7 +103,11 @@ func (e *Evaluator) If(ctx context.Context, s *Scope, condition string) (bool, e
 	}
 	b, ok := v.(bool)
 	if !ok {
-		return false, &LocatedError{fmt.Errorf("expression must evaluate to a boolean, got %T", v), "/if"}
+		hint := "a condition has to be true or false; compare the value with something"
+		if !HasCode(condition) {
+			hint = "write ${{ … }} around the condition: this is plain text"
+		}
+		return false, &LocatedError{&HintedError{fmt.Errorf("expression must evaluate to a boolean, got %T", v), hint}, "/if"}
 	}
 	return b, nil
 }
