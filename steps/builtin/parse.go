@@ -74,7 +74,7 @@ func parseStep(format string, parse func([]byte) (any, error)) steps.RunnerFunc 
 		}
 		document, err := parse(text)
 		if err != nil {
-			return errored(fmt.Errorf("%s: %w", cfg.Path, err))
+			return errored(err)
 		}
 		outputs, err := extractOutputs(document, cfg.Outputs)
 		if err != nil {

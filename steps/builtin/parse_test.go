@@ -71,6 +71,9 @@ func TestParseErrors(t *testing.T) {
 		p.write("f", tc.file)
 		r, err := p.run(tc.step, config{"path": "f", "outputs": []any{map[string]any{"name": "x", "fromExpression": tc.expr}}})
 		outcome{steps.Errored, false, tc.text}.check(t, name, r, err)
+		if err != nil && strings.HasPrefix(tc.text, "could not") && !strings.HasPrefix(err.Error(), tc.text) {
+			t.Errorf("%s: %q does not begin with Kargo's words", name, err)
+		}
 	}
 	p := newPromotion(t)
 	r, err := p.run(TOMLParse(), config{"path": "../none", "outputs": []any{map[string]any{"name": "x", "fromExpression": "a"}}})
