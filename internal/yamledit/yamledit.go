@@ -70,15 +70,17 @@ type Change struct {
 }
 
 // Edit applies updates, in order, to document doc (0 is the first) of src.
+// Without updates it only tells whether src is YAML that has the document.
 // Errors are *Error, a *SyntaxError if src cannot be parsed, or ctx's. src is
 // not modified. Each update costs one parse of the whole text.
 func Edit(ctx context.Context, src []byte, doc int, updates []Update, opts Options) ([]byte, []Change, error) {
-	if len(updates) == 0 {
-		return src, nil, nil
-	}
 	s, err := parse(src, opts.File)
 	if err != nil {
 		return nil, nil, err
+	}
+	if len(updates) == 0 {
+		_, err := s.document(doc, "", true)
+		return src, nil, err
 	}
 	changes := make([]Change, 0, len(updates))
 	for _, u := range updates {
@@ -131,8 +133,9 @@ type Error struct {
 	// Line and Column locate the nearest place that exists, counted from 1;
 	// 0 if there is none.
 	Line, Column int
-	Key          string
-	Problem      string
+	// Key is empty when the whole document is meant.
+	Key     string
+	Problem string
 	// Remedy is what the user can do; may be empty.
 	Remedy string
 	// Nearest are existing keys that may have been meant, best first.
@@ -149,7 +152,10 @@ func (e *Error) Error() string {
 	if e.Line > 0 {
 		fmt.Fprintf(&b, ":%d:%d", e.Line, e.Column)
 	}
-	fmt.Fprintf(&b, ": key %q: %s", e.Key, e.Problem)
+	if e.Key != "" {
+		fmt.Fprintf(&b, ": key %q", e.Key)
+	}
+	b.WriteString(": " + e.Problem)
 	if len(e.Nearest) > 0 {
 		quoted := make([]string, len(e.Nearest))
 		for i, n := range e.Nearest {

@@ -204,6 +204,8 @@ func TestRefusals(t *testing.T) {
 		"bool":            {"or a bool", map[string]any{"updates": set("image.tag", true)}, nil, "quote("},
 		"missing key":     {"without createKeys", map[string]any{"updates": set("image.tga", "x")}, nil, `did you mean "image.tag"`},
 		"no document":     {"the file has one", map[string]any{"document": 3, "updates": set("image.tag", "x")}, nil, "there is no document 3"},
+		"none to copy":    {"nor without updates", map[string]any{"document": 3}, nil, "config/values.yaml: there is no document 3"},
+		"not YAML":        {"even where it is only copied", map[string]any{"inPath": "config/broken.yaml"}, nil, "cannot parse config/broken.yaml: yaml: line 2"},
 		"schema":          {"with the place in the file", map[string]any{"schema": map[string]any{"inline": map[string]any{"properties": map[string]any{"image": map[string]any{"properties": map[string]any{"tag": map[string]any{"pattern": "^v"}}}}}}}, nil, "out/values.yaml:5:8: image.tag: Does not match pattern '^v'"},
 		"bad schema":      {"not a schema", map[string]any{"schema": map[string]any{"inline": map[string]any{"type": "nonsense"}}}, steps.ErrConfig, "schema"},
 		"schema network":  {"references are not followed", map[string]any{"schema": map[string]any{"inline": map[string]any{"$ref": "http://127.0.0.1:1/x"}}}, steps.ErrConfig, "nothing is loaded"},
@@ -229,6 +231,7 @@ func TestRefusals(t *testing.T) {
 			p := newPromotion(t)
 			p.verify("config", "sha256:"+digest(values))
 			p.verify("other", "sha256:"+digest("something else"))
+			p.write("config/broken.yaml", "a:\n- [\n")
 			if err := os.Symlink("config", filepath.Join(p.dir, "link")); err != nil {
 				t.Fatal(err)
 			}
