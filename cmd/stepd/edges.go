@@ -92,7 +92,8 @@ func newEdges(ctx context.Context, a *app, f edgeFlags, live bool, set *load.Set
 		return nil, err
 	}
 	registries := &ociart.Transports{}
-	recorded := gitrepo.NewRecording(gitrepo.NewLive(gitrepo.LiveOptions{}), e.effects)
+	agent := os.Getenv("SSH_AUTH_SOCK") // as git itself has it
+	recorded := gitrepo.NewRecording(gitrepo.NewLive(gitrepo.LiveOptions{SSHAgent: agent}), e.effects)
 
 	b := builtin.Edges{Registries: registries, ArgoCDNamespace: os.Getenv("ARGOCD_NAMESPACE"), GitPolicy: builtin.IntegrationPolicy(os.Getenv("GIT_PUSH_INTEGRATION_POLICY"))}
 	if live {
@@ -143,7 +144,7 @@ func newEdges(ctx context.Context, a *app, f edgeFlags, live bool, set *load.Set
 		if intents, err = stateDir("intents"); err != nil {
 			a.statusf("warning: atomic-commit will not run: %v", err)
 		}
-		commits = gitrepo.NewLive(gitrepo.LiveOptions{Log: e.effects, Diffs: f.diffs})
+		commits = gitrepo.NewLive(gitrepo.LiveOptions{Log: e.effects, Diffs: f.diffs, SSHAgent: agent})
 	} else {
 		// Nobody resumes a dry run.
 		var err error

@@ -24,6 +24,10 @@ type LiveOptions struct {
 	// ~/.ssh/known_hosts and /etc/ssh/ssh_known_hosts. A host that is in none
 	// of them is refused.
 	KnownHosts []string
+	// SSHAgent is the socket of an SSH agent, for targets over SSH without a
+	// private key; default none. It is for somebody's own machine: everybody who
+	// uses the dialer uses the agent's keys.
+	SSHAgent string
 	// Proxy chooses a proxy for HTTP(S); default is the environment's.
 	Proxy func(*http.Request) (*url.URL, error)
 	// Transport, if not nil, wraps the HTTP transport, for tracing.
@@ -114,7 +118,7 @@ func (l *Live) Dial(_ context.Context, t Target) (Remote, error) {
 
 func (l *Live) wire(t Target, u *url.URL, user string) (wire, error) {
 	if u.Scheme == "ssh" {
-		return newSSHWire(u, user, t.Credentials, l.opts.KnownHosts)
+		return newSSHWire(u, user, t.Credentials, l.opts)
 	}
 	client, err := l.clients.get(t)
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/skeema/knownhosts"
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/crypto/ssh/agent"
 )
 
 // sshIdle is how long a connection without a session stays open.
@@ -26,6 +27,9 @@ const sshIdle = 30 * time.Second
 type sshWire struct {
 	addr, user, path string
 	config           ssh.ClientConfig
+	// agent is the socket of an SSH agent, whose keys are used; empty when the
+	// configuration has the key.
+	agent string
 
 	mu     sync.Mutex
 	client *ssh.Client
@@ -33,36 +37,42 @@ type sshWire struct {
 	idle   *time.Timer
 }
 
-func newSSHWire(u *url.URL, user string, c Credentials, hostFiles []string) (*sshWire, error) {
+func newSSHWire(u *url.URL, user string, c Credentials, opts LiveOptions) (*sshWire, error) {
 	if user == "" {
 		user = c.Username
 	}
 	if user == "" {
 		user = "git"
 	}
-	if len(c.SSHPrivateKey) == 0 {
+	var auth []ssh.AuthMethod
+	socket := opts.SSHAgent
+	switch {
+	case len(c.SSHPrivateKey) > 0:
+		socket = ""
+		signer, err := ssh.ParsePrivateKey(c.SSHPrivateKey)
+		if err != nil {
+			// The parser's error quotes no key material, but says what is wrong.
+			return nil, &AccessError{Err: fmt.Errorf("cannot use the SSH private key: %w", err)}
+		}
+		auth = []ssh.AuthMethod{ssh.PublicKeys(signer)}
+	case socket == "":
 		return nil, &AccessError{Err: errors.New("an SSH repository needs an SSH private key")}
-	}
-	signer, err := ssh.ParsePrivateKey(c.SSHPrivateKey)
-	if err != nil {
-		// The parser's error quotes no key material, but says what is wrong.
-		return nil, &AccessError{Err: fmt.Errorf("cannot use the SSH private key: %w", err)}
 	}
 	port := u.Port()
 	if port == "" {
 		port = "22"
 	}
-	w := &sshWire{addr: net.JoinHostPort(u.Hostname(), port), user: user, path: u.Path}
+	w := &sshWire{addr: net.JoinHostPort(u.Hostname(), port), user: user, path: u.Path, agent: socket}
 	if rest, ok := strings.CutPrefix(w.path, "/~"); ok {
 		w.path = "~" + rest
 	}
-	hosts, err := loadKnownHosts(hostFiles)
+	hosts, err := loadKnownHosts(opts.KnownHosts)
 	if err != nil {
 		return nil, &AccessError{Err: err}
 	}
 	w.config = ssh.ClientConfig{
 		User:              user,
-		Auth:              []ssh.AuthMethod{ssh.PublicKeys(signer)},
+		Auth:              auth,
 		HostKeyCallback:   hosts.HostKeyCallback(),
 		HostKeyAlgorithms: hosts.HostKeyAlgorithms(w.addr),
 		Timeout:           15 * time.Second,
@@ -258,6 +268,16 @@ func (w *sshWire) dial(ctx context.Context) (*ssh.Client, error) {
 	}
 	_ = conn.SetDeadline(deadline)
 	config := w.config
+	if w.agent != "" {
+		keys, err := d.DialContext(ctx, "unix", w.agent)
+		if err != nil {
+			_ = conn.Close()
+			return nil, &AccessError{Err: fmt.Errorf("cannot reach the SSH agent: %w", err)}
+		}
+		defer func() { _ = keys.Close() }() // it is asked while the connection is made
+		_ = keys.SetDeadline(deadline)
+		config.Auth = []ssh.AuthMethod{ssh.PublicKeysCallback(agent.NewClient(keys).Signers)}
+	}
 	c, chans, reqs, err := ssh.NewClientConn(conn, w.addr, &config)
 	if err != nil {
 		_ = conn.Close()

@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/crypto/ssh/agent"
 	"golang.org/x/crypto/ssh/knownhosts"
 
 	"github.com/stepd/stepd/internal/effects"
@@ -163,12 +164,53 @@ func (s *sshServer) knownHosts(t *testing.T, key ssh.PublicKey) string {
 	return f
 }
 
+// startAgent runs an SSH agent with a key, after one that opens nothing here.
+func startAgent(t *testing.T, private []byte) (socket string) {
+	t.Helper()
+	keys := agent.NewKeyring()
+	_, other := newKey(t)
+	for _, p := range [][]byte{other, private} {
+		key, err := ssh.ParseRawPrivateKey(p)
+		if err == nil {
+			err = keys.Add(agent.AddedKey{PrivateKey: key})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	socket = filepath.Join(t.TempDir(), "agent")
+	ln, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				_ = agent.ServeAgent(keys, conn) // ends with the client
+				_ = conn.Close()
+			})
+		}
+	})
+	t.Cleanup(func() {
+		_ = ln.Close()
+		wg.Wait()
+	})
+	return socket
+}
+
 func TestCommitOverSSH(t *testing.T) {
 	for name, tc := range map[string]struct {
 		reason   string
 		takesEnv bool
 		config   map[string]string
+		agent    bool
 	}{
+		"agent":                {reason: "the key of an SSH agent", takesEnv: true, agent: true},
 		"v2":                   {reason: "hosts accept GIT_PROTOCOL", takesEnv: true},
 		"v0":                   {reason: "plain sshd does not: one fetch without blobs"},
 		"v0, any id":           {reason: "trees by id", config: map[string]string{"uploadpack.allowAnySHA1InWant": "true"}},
@@ -182,10 +224,13 @@ func TestCommitOverSSH(t *testing.T) {
 			}
 			g.MustCommit(t, "r.git", "one", map[string]string{"a/b/c.yaml": "1\n", "z": "1\n"})
 			s := startSSH(t, tc.takesEnv)
-			live := NewLive(LiveOptions{KnownHosts: []string{s.knownHosts(t, s.hostKey)}})
-			r, err := live.Dial(t.Context(), Target{
-				URL: "ssh://git@" + s.addr + g.Dir("r.git"), Credentials: Credentials{SSHPrivateKey: s.userKey},
-			})
+			opts := LiveOptions{KnownHosts: []string{s.knownHosts(t, s.hostKey)}}
+			credentials := Credentials{SSHPrivateKey: s.userKey}
+			if tc.agent {
+				opts.SSHAgent, credentials = startAgent(t, s.userKey), Credentials{}
+			}
+			live := NewLive(opts)
+			r, err := live.Dial(t.Context(), Target{URL: "ssh://git@" + s.addr + g.Dir("r.git"), Credentials: credentials})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -248,16 +293,19 @@ func TestSSHRefusals(t *testing.T) {
 		key   []byte
 		path  string
 		want  string
+		agent string
 	}{
-		"unknown host":      {filepath.Join(t.TempDir(), "none"), s.userKey, "r.git", "known_hosts"},
-		"changed host key":  {s.knownHosts(t, other.PublicKey()), s.userKey, "r.git", "known_hosts"},
-		"key not accepted":  {s.knownHosts(t, s.hostKey), otherPrivate, "r.git", "does not accept"},
-		"no such repo":      {s.knownHosts(t, s.hostKey), s.userKey, "missing.git", "not"},
-		"quotes in a path":  {s.knownHosts(t, s.hostKey), s.userKey, "x'; touch /tmp/stepd-pwned; '", "not"},
-		"no key whatsoever": {s.knownHosts(t, s.hostKey), nil, "r.git", "private key"},
+		"unknown host":      {filepath.Join(t.TempDir(), "none"), s.userKey, "r.git", "known_hosts", ""},
+		"changed host key":  {s.knownHosts(t, other.PublicKey()), s.userKey, "r.git", "known_hosts", ""},
+		"key not accepted":  {s.knownHosts(t, s.hostKey), otherPrivate, "r.git", "does not accept", ""},
+		"no such repo":      {s.knownHosts(t, s.hostKey), s.userKey, "missing.git", "not", ""},
+		"quotes in a path":  {s.knownHosts(t, s.hostKey), s.userKey, "x'; touch /tmp/stepd-pwned; '", "not", ""},
+		"no key whatsoever": {s.knownHosts(t, s.hostKey), nil, "r.git", "private key", ""},
+		"no agent":          {s.knownHosts(t, s.hostKey), nil, "r.git", "cannot reach the SSH agent", filepath.Join(t.TempDir(), "none")},
+		"agent without it":  {s.knownHosts(t, s.hostKey), nil, "r.git", "does not accept", startAgent(t, otherPrivate)},
 	} {
 		t.Run(name, func(t *testing.T) {
-			live := NewLive(LiveOptions{KnownHosts: []string{tc.known}})
+			live := NewLive(LiveOptions{KnownHosts: []string{tc.known}, SSHAgent: tc.agent})
 			r, err := live.Dial(t.Context(), Target{URL: "ssh://git@" + s.addr + g.Dir(tc.path), Credentials: Credentials{SSHPrivateKey: tc.key}})
 			if err == nil {
 				_, err = r.Refs(t.Context(), "main")
