@@ -44,8 +44,8 @@ func (e *StatusError) Error() string {
 	return msg
 }
 
-// AccessError is a refusal by an SSH server or its host key: trying again
-// cannot help.
+// AccessError is a refusal by an SSH server or its host key, or a key or
+// authority that is none: trying again cannot help.
 type AccessError struct{ Err error }
 
 // Error implements error.

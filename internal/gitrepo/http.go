@@ -176,7 +176,7 @@ func (h *httpClients) get(t Target) (*http.Client, error) {
 			pool = x509.NewCertPool()
 		}
 		if !pool.AppendCertsFromPEM(t.CABundle) {
-			return nil, errors.New("caBundle holds no PEM certificate")
+			return nil, &AccessError{Err: errors.New("caBundle holds no PEM certificate")}
 		}
 		cfg.RootCAs = pool
 	}

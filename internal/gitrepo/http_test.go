@@ -47,7 +47,7 @@ func TestTLSWithOwnAuthority(t *testing.T) {
 			if (err == nil) != tc.ok {
 				t.Errorf("err = %v, want ok %t", err, tc.ok)
 			}
-			if r != nil && err != nil && !Permanent(err) {
+			if err != nil && !Permanent(err) {
 				t.Errorf("%v could be tried again", err)
 			}
 		})
