@@ -21,6 +21,7 @@ import (
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 
 	"github.com/stepd/stepd/internal/ociart"
+	"github.com/stepd/stepd/steps"
 )
 
 // MaxTrustFile bounds trusted roots, keys and TUF roots; 4 MiB.
@@ -70,10 +71,14 @@ func (t *TUF) PublicGood(ctx context.Context) (root.TrustedMaterial, error) {
 }
 
 // Mirror is the TUF repository at base, trusted by its initial root.json. The
-// URL must be https except on loopback.
+// URL must be https except on loopback. A URL or root that cannot be one is a
+// steps.ErrConfig; any other error may pass.
 func (t *TUF) Mirror(ctx context.Context, base string, rootJSON []byte) (root.TrustedMaterial, error) {
 	if err := checkMirror(base); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", steps.ErrConfig, err)
+	}
+	if _, err := (&metadata.Metadata[metadata.RootType]{}).FromBytes(rootJSON); err != nil {
+		return nil, fmt.Errorf("%w: the initial root of %s is not a TUF root.json: %s", steps.ErrConfig, ociart.Quote(base), ociart.Quote(err.Error()))
 	}
 	now := time.Now
 	if t.Now != nil {
@@ -93,7 +98,7 @@ func (t *TUF) Mirror(ctx context.Context, base string, rootJSON []byte) (root.Tr
 	}
 	tr, err := t.fetch(ctx, base, rootJSON, filepath.Join(t.CacheDir, key[:32]))
 	if err != nil {
-		return nil, fmt.Errorf("cannot get the trusted root from %s: %w", ociart.Quote(base), err)
+		return nil, fmt.Errorf("cannot get the trusted root from %s: %w; where it cannot be reached, a trusted_root.json takes its place (trustedRoot.path or inline, --trusted-root)", ociart.Quote(base), err)
 	}
 	if t.cached == nil || len(t.cached) >= maxCachedRoots {
 		t.cached = map[string]cachedRoot{}

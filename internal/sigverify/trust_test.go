@@ -3,6 +3,7 @@ package sigverify
 import (
 	"crypto"
 	"crypto/ed25519"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -18,6 +19,7 @@ import (
 	"github.com/stepd/stepd/internal/ociart"
 	"github.com/stepd/stepd/internal/ociart/ocitest"
 	"github.com/stepd/stepd/internal/sharedata"
+	"github.com/stepd/stepd/steps"
 )
 
 // tufRepository writes a TUF repository that holds trustedRoot, valid for the
@@ -137,8 +139,13 @@ func TestTUFMirrorExpired(t *testing.T) {
 
 func TestTUFMirrorURL(t *testing.T) {
 	for _, url := range []string{"http://tuf.example.com", "ftp://x", "https://user:pass@tuf.example.com", "", "https://"} {
-		if _, err := (&TUF{CacheDir: t.TempDir()}).Mirror(t.Context(), url, nil); err == nil {
-			t.Errorf("%q is accepted", url)
+		if _, err := (&TUF{CacheDir: t.TempDir()}).Mirror(t.Context(), url, nil); !errors.Is(err, steps.ErrConfig) {
+			t.Errorf("%q: %v, want an error of the config, which no retry mends", url, err)
+		}
+	}
+	for _, root := range []string{"", "hello", "{}", `{"signed":{"_type":"timestamp"},"signatures":[]}`} {
+		if _, err := (&TUF{CacheDir: t.TempDir()}).Mirror(t.Context(), "https://tuf.example.com", []byte(root)); !errors.Is(err, steps.ErrConfig) {
+			t.Errorf("the root %q: %v, want an error of the config", root, err)
 		}
 	}
 }
