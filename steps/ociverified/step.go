@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -185,10 +186,12 @@ func (o *Options) accept(ctx context.Context, sc *steps.Context, cfg *config, cr
 	if ref.Tag != "" {
 		name = ref.Name() + ":" + ref.Tag + "@" + manifest.Digest
 	}
-	if explain != nil {
-		explain(sigverify.Check{Name: "resolve", OK: true, Evidence: name})
+	if explain == nil {
+		explain = func(sigverify.Check) {}
 	}
+	explain(sigverify.Check{Name: "resolve", OK: true, Evidence: name})
 	if manifest.IsIndex() {
+		explain(sigverify.Check{Name: "artifact", Evidence: "it is an index of several manifests"})
 		return nil, &sigverify.RefusedError{Artifact: name, Missing: []string{"artifact: it is an index of several manifests"},
 			Remedy: "Name the manifest itself, by tag or digest"}
 	}
@@ -201,6 +204,7 @@ func (o *Options) accept(ctx context.Context, sc *steps.Context, cfg *config, cr
 	}
 	image, err := manifest.Image()
 	if err != nil {
+		explain(sigverify.Check{Name: "artifact", Evidence: err.Error()})
 		return nil, &sigverify.RefusedError{Artifact: name, Missing: []string{"artifact: " + err.Error()}, Signed: true, Rejected: verdict.Rejected, Remedy: "Push it as an OCI image manifest"}
 	}
 	layer, err := checkManifest(name, image, cfg, verdict, explain)
@@ -221,6 +225,8 @@ func (o *Options) accept(ctx context.Context, sc *steps.Context, cfg *config, cr
 // finds the layer.
 func checkManifest(name string, m *ocispec.Manifest, cfg *config, verdict *sigverify.Verdict, explain func(sigverify.Check)) (ocispec.Descriptor, error) {
 	refuse := func(missing, remedy string) (ocispec.Descriptor, error) {
+		what, why, _ := strings.Cut(missing, ": ")
+		explain(sigverify.Check{Name: what, Evidence: why})
 		return ocispec.Descriptor{}, &sigverify.RefusedError{Artifact: name, Missing: []string{missing}, Signed: true, Rejected: verdict.Rejected, Remedy: remedy}
 	}
 	for _, k := range slices.Sorted(maps.Keys(cfg.Verify.Annotations)) {
@@ -234,11 +240,13 @@ func checkManifest(name string, m *ocispec.Manifest, cfg *config, verdict *sigve
 			return refuse(fmt.Sprintf("manifest: the signed manifest's annotation %s is %s, expected %s", ociart.Quote(k), ociart.Quote(have), ociart.Quote(want)),
 				"The tag points at another artifact than its name says: have the right one pushed under it, or correct verify.annotations")
 		}
-		if explain != nil {
-			explain(sigverify.Check{Name: "annotation", OK: true, Evidence: k + " is " + ociart.Quote(have)})
-		}
+		explain(sigverify.Check{Name: "annotation", OK: true, Evidence: k + " is " + ociart.Quote(have)})
 	}
-	if want := cfg.ArtifactType; want != "" && artifactType(m) != want {
+	switch want := cfg.ArtifactType; want {
+	case "":
+	case artifactType(m):
+		explain(sigverify.Check{Name: "artifact type", OK: true, Evidence: ociart.Quote(want)})
+	default:
 		return refuse(fmt.Sprintf("manifest: its artifact type is %s, expected %s", ociart.Quote(artifactType(m)), ociart.Quote(want)), "Correct artifactType, or name another artifact")
 	}
 	for _, l := range m.Layers {
@@ -248,9 +256,7 @@ func checkManifest(name string, m *ocispec.Manifest, cfg *config, verdict *sigve
 		if l.Size > cfg.MaxSize {
 			return refuse(fmt.Sprintf("layer: it is %d bytes, and maxSize is %d", l.Size, cfg.MaxSize), "Raise maxSize if this is meant to be so large")
 		}
-		if explain != nil {
-			explain(sigverify.Check{Name: "layer", OK: true, Evidence: fmt.Sprintf("%s, %d bytes, %s", l.Digest, l.Size, ociart.Quote(l.MediaType))})
-		}
+		explain(sigverify.Check{Name: "layer", OK: true, Evidence: fmt.Sprintf("%s, %d bytes, %s", l.Digest, l.Size, ociart.Quote(l.MediaType))})
 		return l, nil
 	}
 	if cfg.MediaType == "" {
