@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"regexp"
 	"regexp/syntax"
+	"slices"
 	"testing"
 	"unicode/utf8"
 
@@ -129,7 +130,12 @@ func FuzzStrangers(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, prefix := range strangersPrefixes {
+		prefixes := slices.Clone(strangersPrefixes)
+		for _, forge := range forges {
+			manyOwners(prog, forge, "@refs/")
+			prefixes = append(prefixes, forge+strangersNames[0]+"/")
+		}
+		for _, prefix := range prefixes {
 			if name := prefix + middle + "@refs/" + tail + "x"; re.MatchString(name) && !canContinue(prog, prefix, "@refs/") {
 				t.Errorf("%q matches %q, which was not seen", expr, name)
 			}

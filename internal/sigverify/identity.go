@@ -93,17 +93,16 @@ func newMatcher(field, exact, expr string) (func(string) bool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%sRegExp is not an RE2 expression: %w", field, err)
 	}
-	// A workflow's subject has a ref; a mailbox that may hold slashes has none.
-	// An issuer is a URL.
-	infix := map[string]string{"subject": "@refs/"}[field]
-	for _, prefix := range strangersPrefixes {
-		if canContinue(prog, prefix, infix) {
-			return nil, fmt.Errorf("%sRegExp %s can match strangers, whose names begin with, for example, %s: write out who the signer is", field, ociart.Quote(expr), prefix)
+	for _, infix := range strangersInfixes[field] {
+		for _, prefix := range strangersPrefixes {
+			if canContinue(prog, prefix, infix) {
+				return nil, fmt.Errorf("%sRegExp %s can match strangers, whose names begin with, for example, %s: write out who the signer is", field, ociart.Quote(expr), prefix)
+			}
 		}
-	}
-	for _, forge := range forges {
-		if manyOwners(prog, forge, infix) {
-			return nil, fmt.Errorf("%sRegExp %s leaves open who owns the repository, and anybody can have a name below %s that it matches: write out the owner, up to the slash", field, ociart.Quote(expr), forge)
+		for _, forge := range forges {
+			if manyOwners(prog, forge, infix) {
+				return nil, fmt.Errorf("%sRegExp %s leaves open who owns the repository, and anybody can have a name below %s that it matches: write out the owner, up to the slash", field, ociart.Quote(expr), forge)
+			}
 		}
 	}
 	for _, s := range strangers {
@@ -179,6 +178,15 @@ var strangersPrefixes = func() []string {
 	}
 	return out
 }()
+
+// strangersInfixes are in the names of anybody's signers after the prefix: a
+// workflow's subject has a ref or, where it is called by commit, that commit (all
+// but its end, since more has to follow); a mailbox that may hold slashes has
+// neither. An issuer is a URL.
+var strangersInfixes = map[string][]string{
+	"issuer":  {""},
+	"subject": {"@refs/", "@0123456789abcdef0123456789abcdef0123456"},
+}
 
 // forges are where anybody can have repositories. The owner comes next.
 var forges = []string{"https://github.com/", "https://gitlab.com/", "https://bitbucket.org/"}

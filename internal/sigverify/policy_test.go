@@ -77,6 +77,8 @@ func TestIdentityExpressions(t *testing.T) {
 		"some owners":                      {reason: "can be counted", expr: `https://github\.com/acme-(us|eu|[a-z]{2})/x@refs/heads/main`, accepts: []string{"https://github.com/acme-ca/x@refs/heads/main"}},
 		"owner and its groups":             {reason: "names the owner", expr: `https://gitlab\.com/acme(/[a-z-]+)*//\.gitlab-ci\.yml@refs/tags/v.*`, accepts: []string{"https://gitlab.com/acme/a/b//.gitlab-ci.yml@refs/tags/v1"}, refuses: []string{"https://gitlab.com/acme-evil/a//.gitlab-ci.yml@refs/tags/v1"}},
 		"many alternatives":                {reason: "are all written out", expr: `https://github\.com/((a|b|c)(d|e|f))+cme-inc/x@refs/heads/main`, bad: true},
+		"any owner's workflow by commit":   {reason: "anybody can have it called by a commit", expr: `https://github\.com/[^/]+/flows/\.github/workflows/sign\.yaml@[0-9a-f]{40}`, bad: true},
+		"one owner's workflow by commit":   {reason: "names the owner", expr: `https://github\.com/acme/flows/\.github/workflows/sign\.yaml@[0-9a-f]{40}`, accepts: []string{"https://github.com/acme/flows/.github/workflows/sign.yaml@0123456789abcdef0123456789abcdef01234567"}},
 		"too much to count":                {reason: "takes no longer than others", expr: `https://github\.com/[a-z]*a[a-z]{30}z/x@refs/heads/main`, bad: true},
 		"any case":                         {reason: "still names the owner", expr: `(?i)https://github\.com/acme/x`, accepts: []string{"https://github.com/ACME/x"}},
 		"own forge":                        {reason: "is nobody else's", expr: `https://git\.corp\.example/.*//\.gitlab-ci\.yml@refs/heads/main`, accepts: []string{"https://git.corp.example/a//.gitlab-ci.yml@refs/heads/main"}},
