@@ -544,6 +544,9 @@ func TestTLS(t *testing.T) {
 			if (err == nil) != tt.ok {
 				t.Errorf("%s: %v", tt.reason, err)
 			}
+			if !tt.ok && (!strings.Contains(err.Error(), "certificate") || !strings.Contains(err.Error(), "caBundle")) {
+				t.Errorf("the message does not say what is wrong and what to do: %v", err)
+			}
 		})
 	}
 }

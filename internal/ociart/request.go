@@ -2,6 +2,7 @@ package ociart
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -57,7 +58,7 @@ func (r *Repository) retryable(err error) (time.Duration, bool) {
 	}
 	var status *StatusError
 	var token *tokenError
-	if errors.As(err, &status) || errors.As(err, &token) || errors.Is(err, ErrIntegrity) || errors.Is(err, errFinal) {
+	if errors.As(err, &status) || errors.As(err, &token) || errors.Is(err, ErrIntegrity) || errors.Is(err, errFinal) || untrusted(err) {
 		return 0, false
 	}
 	return 0, true
@@ -80,6 +81,9 @@ func (r *Repository) attempt(ctx context.Context, what, path string, header http
 		}
 		if denied := authError(what, err); denied != nil {
 			return denied
+		}
+		if untrusted(err) {
+			return fmt.Errorf("cannot get %s: %w; if it is the right registry, its authority has to be trusted by the system or, where the step has it, in caBundle (--ca-bundle)", what, redactURL(err))
 		}
 		return fmt.Errorf("cannot get %s: %w", what, redactURL(err))
 	}
@@ -189,6 +193,13 @@ func (r *Repository) send(ctx context.Context, path string, header http.Header) 
 		return nil, err
 	}
 	other, err2 := r.sendScheme(ctx, second, path, header)
+	if untrusted(err2) {
+		// It does speak TLS; this is what is wrong, not what it answered to HTTP.
+		if resp != nil {
+			_ = resp.Body.Close()
+		}
+		return nil, err2
+	}
 	if err2 != nil {
 		return resp, err
 	}
@@ -211,6 +222,12 @@ func speaksOther(first string, err error) bool {
 	}
 	var u *url.Error
 	return errors.As(err, &u) && !u.Timeout()
+}
+
+// untrusted tells whether a server's TLS certificate is the reason.
+func untrusted(err error) bool {
+	var certificate *tls.CertificateVerificationError
+	return errors.As(err, &certificate)
 }
 
 func (r *Repository) settle(scheme string) {
