@@ -24,7 +24,10 @@ type Dir struct{ Path string }
 // times over.
 const maxRecordFile = 1 << 20
 
-const recordSuffix = ".verification.json"
+const (
+	recordSuffix     = ".verification.json"
+	unfinishedPrefix = ".new-"
+)
 
 // file is what a record's file holds.
 type file struct {
@@ -41,7 +44,7 @@ func (d Dir) Put(_ context.Context, k Key, r Record) (err error) {
 	if err := os.MkdirAll(d.Path, 0o700); err != nil {
 		return fmt.Errorf("cannot record a verification: %w", err)
 	}
-	f, err := os.CreateTemp(d.Path, ".new-*")
+	f, err := os.CreateTemp(d.Path, unfinishedPrefix+"*")
 	if err != nil {
 		return fmt.Errorf("cannot record a verification: %w", err)
 	}
@@ -83,7 +86,8 @@ func (d Dir) Get(_ context.Context, k Key) (Record, error) {
 	return content.Record, nil
 }
 
-// Prune removes records that were written before a time.
+// Prune removes records that were written before a time, and what a killed
+// process had written of one.
 func (d Dir) Prune(before time.Time) error {
 	entries, err := os.ReadDir(d.Path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -94,7 +98,7 @@ func (d Dir) Prune(before time.Time) error {
 	}
 	var errs []error
 	for _, e := range entries {
-		if !strings.HasSuffix(e.Name(), recordSuffix) {
+		if !strings.HasSuffix(e.Name(), recordSuffix) && !strings.HasPrefix(e.Name(), unfinishedPrefix) {
 			continue
 		}
 		info, err := e.Info()

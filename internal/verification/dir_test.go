@@ -88,8 +88,14 @@ func TestDirPrune(t *testing.T) {
 		t.Fatal(err)
 	}
 	old := onlyFile(t, d.Path)
-	if err := os.Chtimes(old, time.Unix(0, 0), time.Unix(0, 0)); err != nil {
+	unfinished := filepath.Join(d.Path, ".new-1") // of a process that was killed
+	if err := os.WriteFile(unfinished, []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
+	}
+	for _, name := range []string{old, unfinished} {
+		if err := os.Chtimes(name, time.Unix(0, 0), time.Unix(0, 0)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := d.Put(t.Context(), verification.Key{Alias: "b"}, verification.Record{}); err != nil {
 		t.Fatal(err)
