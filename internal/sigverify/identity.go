@@ -12,6 +12,7 @@ import (
 	"regexp/syntax"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/sigstore/sigstore-go/pkg/fulcio/certificate"
 	"github.com/sigstore/sigstore/pkg/cryptoutils"
@@ -165,8 +166,8 @@ var strangers = func() []string {
 }()
 
 // strangersNames are of letters and digits, of letters, and of digits, for
-// expressions such as [a-z]+ and \d+.
-var strangersNames = []string{"q7x2zk9v4jw", "qxzkvjwfpy", "90417365"}
+// expressions such as [a-z]+, [A-Z]+ and \d+.
+var strangersNames = []string{"q7x2zk9v4jw", "qxzkvjwfpy", "QXZKVJWFPY", "90417365"}
 
 // strangersPrefixes begin the names of anybody's hosts: an expression that a
 // name can match after one of them leaves open whose it is, whatever it fixes
@@ -224,7 +225,12 @@ func manyOwners(prog *syntax.Prog, forge, infix string) bool {
 					if work += len(p.states); work > maxOwnersWork {
 						return true
 					}
-					if s := p.states.read(prog, string(c)); len(s) > 0 {
+					// ACME and acme are one owner, whose name is written either way.
+					s := p.states.read(prog, string(c))
+					if upper := unicode.ToUpper(c); upper != c {
+						maps.Copy(s, p.states.read(prog, string(upper)))
+					}
+					if len(s) > 0 {
 						next[key] = append(next[key], place{states: s, key: s.key()})
 					}
 				}
