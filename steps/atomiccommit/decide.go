@@ -487,8 +487,12 @@ func (o *owner) unpushed(ctx context.Context, j *job, h gitrepo.History) (refusa
 		return nil, err
 	}
 	// A server may give nothing but tips: then it is found on the way from one.
-	if h, err = o.remote.History(ctx, gitrepo.HistoryQuery{Tip: o.tip.start, Max: maxLookBack}); err != nil || leadsTo(h, j.base.commit) {
+	h, err = o.remote.History(ctx, gitrepo.HistoryQuery{Tip: o.tip.start, Max: maxLookBack})
+	switch {
+	case err != nil && !gitrepo.Nonsense(err):
 		return nil, err
+	case leadsTo(h, j.base.commit):
+		return nil, nil
 	}
 	return configErrorf("the work tree's HEAD, %s, is not on the server, and what was committed there would be lost: atomic-commit takes the place of git-commit and git-push, so leave those out", j.base.commit), nil
 }
