@@ -455,6 +455,11 @@ func (o *owner) judge(ctx context.Context, j *job, trees *gitrepo.Trees, h gitre
 		j.prepare(o, trees)
 	}
 	b, err := o.baseOf(ctx, j)
+	if gitrepo.Nonsense(err) { // the server does not tell: never overwrite
+		return verdict{err: &ConflictError{Commit: o.tip.start.String(), reason: fmt.Sprintf(
+			"the server does not give the commit %s any more, on which promotion %q began, so what was changed since is not known; promote again to overwrite it",
+			j.intent.base.commit, j.change.promotion)}}, nil
+	}
 	if err != nil {
 		return verdict{}, err
 	}

@@ -240,6 +240,35 @@ func TestHookRefusal(t *testing.T) {
 	}
 }
 
+// The files differ from those of the attempt before, and what was there then is
+// gone from the server: nobody can tell whether something would be overwritten.
+func TestBaseThatTheServerLost(t *testing.T) {
+	b := newBench(t)
+	b.seed(map[string]string{"a.yaml": "1\n"})
+	hook := filepath.Join(b.Dir(repo), "hooks", "pre-receive")
+	b.hook("pre-receive", "exit 1\n")
+	if r, err := b.promote(name(1), map[string]string{"a.yaml": "2\n"}).run(); err == nil {
+		t.Fatal(r)
+	}
+	if err := os.Remove(hook); err != nil {
+		t.Fatal(err)
+	}
+	b.git("update-ref", "-d", "refs/heads/main")
+	b.seed(map[string]string{"a.yaml": "other\n"})
+	b.git("reflog", "expire", "--expire=now", "--all")
+	b.git("gc", "--quiet", "--prune=now")
+	b.restart()
+	b.ResetStats()
+	_, err := b.promote(name(1), map[string]string{"a.yaml": "3\n", "b.yaml": "3\n"}).run()
+	if !errors.Is(err, steps.ErrConflict) || !steps.IsTerminal(err) || !strings.Contains(err.Error(), "promote again") {
+		t.Errorf("err = %v, want a conflict", err)
+	}
+	if out := b.promote(name(2), map[string]string{"a.yaml": "3\n"}).must(); out["changed"] != true {
+		t.Errorf("output = %v", out)
+	}
+	b.check()
+}
+
 func TestOneRefusedChangeDoesNotHoldUpTheOthers(t *testing.T) {
 	b := newBench(t)
 	b.seed(map[string]string{"a.yaml": "1\n"})
