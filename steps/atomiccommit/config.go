@@ -83,6 +83,9 @@ func decode(sc *steps.Context) (*config, error) {
 		if !doublestar.ValidatePattern(p) {
 			return nil, configErrorf("allowPaths: %q is not a valid pattern", p)
 		}
+		if strings.HasPrefix(p, "/") || strings.HasPrefix(p, "./") || strings.HasSuffix(p, "/") {
+			return nil, configErrorf("allowPaths: %q matches no path: paths begin at the repository's root, without / or ./, and dir/** is what is below a directory", p)
+		}
 	}
 	if cfg.MaxAttempts < 1 {
 		return nil, configErrorf("maxAttempts must be at least 1")

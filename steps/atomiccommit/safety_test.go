@@ -229,6 +229,9 @@ func TestAllowPaths(t *testing.T) {
 	b.seed(map[string]string{"a": "1\n"})
 	allow := map[string]any{"allowPaths": []any{"svc/*/values.yaml", "shared/**"}}
 	b.promote(name(1), map[string]string{"svc/x/values.yaml": "1\n", "shared/deep/er": "1\n"}).set(allow).must()
+	for _, p := range []string{"./svc/**", "/svc/**", "svc/"} {
+		b.promote(name(2), map[string]string{"svc/x/values.yaml": "2\n"}).set(map[string]any{"allowPaths": []any{p, "**"}}).refused("matches no path")
+	}
 	b.promote(name(2), map[string]string{"svc/x/values.yaml": "2\n", "svc/x/y/values.yaml": "1\n"}).set(allow).refused("allowPaths does not allow")
 	b.promote(name(3), map[string]string{"svc/x/values.yaml": "3\n"}).set(allow).set(map[string]any{"remove": []any{"a"}}).refused("allowPaths does not allow")
 	b.check()
