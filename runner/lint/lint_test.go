@@ -484,6 +484,12 @@ func TestFindings(t *testing.T) {
 			text:   task("", "  - uses: compose-output\n    config: {a: \"${{ {'a': {'b': 1}}.a }}\"}\n"),
 			want:   []string{"8:34 error expression: can hold }}"},
 		},
+		"NoSteps": {
+			reason: "a Stage without a template is one of control flow, one with an empty list is refused",
+			text: stage("", "") + "---\n" + "apiVersion: kargo.akuity.io/v1alpha1\nkind: Stage\nmetadata: {name: s2}\nspec:\n" +
+				"  requestedFreight: [{origin: {kind: Warehouse, name: w}, sources: {direct: true, availabilityStrategy: Some}}]\n",
+			want: []string{"6:40 error admission: control flow Stage", "13:83 error admission: it is one of All, OneOf"},
+		},
 		"Resources": {
 			reason: "rules of the CRDs that no promotion depends on",
 			text: "apiVersion: kargo.akuity.io/v1alpha1\nkind: Warehouse\nmetadata: {name: W_1}\nspec:\n  freightCreationPolicy: Auto\n  subscriptions:\n" +

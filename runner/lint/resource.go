@@ -23,6 +23,10 @@ func (c *docLinter) resource() {
 				c.oneOf(at+"/autoPromotionOptions/selectionPolicy", a.SelectionPolicy, "NewestFreight", "MatchUpstream")
 			}
 		}
+		if t := o.Spec.PromotionTemplate; t != nil && t.Spec.Steps != nil && len(t.Spec.Steps) == 0 {
+			c.report(Error, "admission", "/spec/promotionTemplate/spec/steps", "leave promotionTemplate out: without one this is a control flow Stage",
+				"a promotion template must not have an empty list of steps")
+		}
 	case *kargoapi.PromotionTask:
 		c.name(o.Name)
 	case *kargoapi.ClusterPromotionTask:
@@ -51,7 +55,7 @@ func (c *docLinter) oneOf(at, value string, allowed ...string) {
 	if value != "" && !slices.Contains(allowed, value) {
 		remedy := near(value, allowed)
 		if remedy == "" {
-			remedy = "it is one of " + strings.Join(allowed, ", ")
+			remedy = "it is one of " + strings.TrimSuffix(strings.Join(allowed, ", "), ", ")
 		}
 		c.report(Error, "admission", at, remedy, "%q is not allowed here", value)
 	}

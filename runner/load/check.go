@@ -41,6 +41,7 @@ var (
 	rawMessageType = reflect.TypeFor[json.RawMessage]()
 	timeType       = reflect.TypeFor[time.Time]()
 	durationType   = reflect.TypeFor[kargoapi.Duration]()
+	freightType    = reflect.TypeFor[kargoapi.Freight]()
 )
 
 func (c *checker) value(v any, t reflect.Type, at string) {
@@ -59,10 +60,11 @@ func (c *checker) value(v any, t reflect.Type, at string) {
 		}
 		return
 	case durationType:
-		if s, ok := c.text(v, at); ok {
-			if _, err := time.ParseDuration(s); err != nil {
-				c.report(at, "write it like 48h or 1m30s", "%q is not a duration", s)
-			}
+		const remedy = "write it like 48h or 1m30s"
+		if s, ok := v.(string); !ok {
+			c.report(at, remedy, "must be a string, not %s", describe(v))
+		} else if _, err := time.ParseDuration(s); err != nil {
+			c.report(at, remedy, "%q is not a duration", s)
 		}
 		return
 	}
@@ -106,7 +108,9 @@ func (c *checker) object(v any, t reflect.Type, at string) {
 		ft, ok := known[k]
 		if !ok {
 			remedy := ""
-			if near := nearname.Nearest(k, names, 1); len(near) > 0 {
+			if t == freightType && k == "spec" {
+				remedy = "Freight has none: what is in it belongs at the top level"
+			} else if near := nearname.Nearest(k, names, 1); len(near) > 0 {
 				remedy = fmt.Sprintf("did you mean %q?", near[0])
 			} else if len(names) <= 12 {
 				sort.Strings(names)
@@ -130,7 +134,7 @@ func (c *checker) list(v any, t reflect.Type, at string) {
 	}
 	items, ok := v.([]any)
 	if !ok {
-		c.report(at, "", "must be a list, not %s", describe(v))
+		c.report(at, "begin each item with a dash", "must be a list, not %s", describe(v))
 		return
 	}
 	for i, item := range items {

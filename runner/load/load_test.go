@@ -115,8 +115,8 @@ func TestStrict(t *testing.T) {
 		{"YAML 1.1 makes y a boolean", head + "  - uses: copy\n    as: y\n", "f:7:5", "YAML 1.1"},
 		{"a number where text is wanted", head + "  - uses: copy\n    vars: [{name: a, value: 42}]\n", "f:7:22", "must be a string, not the number 42"},
 		{"a list where an object is wanted", head + "  - [copy]\n", "f:6:5", "must be an object"},
-		{"an object where a list is wanted", "apiVersion: kargo.akuity.io/v1alpha1\nkind: Stage\nspec: {vars: {a: b}}\n", "f:3:8", "must be a list"},
-		{"a duration", head + "  - uses: copy\n    retry: {timeout: 5}\n", "f:7:13", "must be a string"},
+		{"an object where a list is wanted", "apiVersion: kargo.akuity.io/v1alpha1\nkind: Stage\nspec: {vars: {a: b}}\n", "f:3:8", "must be a list, not an object; begin each item with a dash"},
+		{"a duration", head + "  - uses: copy\n    retry: {timeout: 5}\n", "f:7:13", "must be a string, not the number 5; write it like 48h"},
 		{"a bad duration", head + "  - uses: copy\n    retry: {timeout: soon}\n", "f:7:13", "not a duration"},
 		{"a negative threshold", head + "  - uses: copy\n    retry: {errorThreshold: -1}\n", "f:7:13", "out of range"},
 		{"a duplicate key", head + "  - uses: copy\n    uses: move\n", "f:7:5", "already set"},
@@ -136,6 +136,7 @@ func TestStrict(t *testing.T) {
 		{"a control character", head + "  - uses: copy\n    as: \"x\x01\"\n", "f:7:11", "U+0001"},
 		{"too many levels", strings.Repeat("[", 20_000), "f:1:1", "without so many levels"},
 		{"not base64", "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\ndata: {k: '!'}\n", "f:4:8", "stringData"},
+		{"a field of Freight's that its neighbours have", "apiVersion: kargo.akuity.io/v1alpha1\nkind: Freight\nspec: {images: []}\n", "f:3:1", "top level"},
 		{"a bad time", "apiVersion: kargo.akuity.io/v1alpha1\nkind: Freight\norigin: {kind: Warehouse, name: w}\ndiscoveredAt: now\n", "f:4:1", "RFC 3339"},
 		{"a bool", head + "  - uses: copy\n    continueOnError: maybe\n", "f:7:5", "true or false"},
 	} {
