@@ -2,6 +2,7 @@ package lint
 
 import (
 	"encoding/json"
+	"fmt"
 	"reflect"
 	"slices"
 	"sort"
@@ -259,6 +260,7 @@ func (w *configWalker) value(v any, at, pointer string) any {
 			if written, _ := w.doc.Boolean11(at + p); written != "" {
 				w.report(Warning, "document", at+p, "put it in quotes", "YAML 1.1 reads the key %s as %s", written, k)
 			}
+			w.decodable(k, at+p)
 			if expr.HasCode(k) {
 				w.report(Warning, "unevaluated", at+p, "use a fixed key", "keys are never evaluated")
 			}
@@ -271,6 +273,7 @@ func (w *configWalker) value(v any, at, pointer string) any {
 
 // text checks one string and returns what the schema may look at.
 func (w *configWalker) text(s, at, pointer string) any {
+	w.decodable(s, at)
 	o := w.template(s, at, w.scope, inConfig)
 	if !expr.HasCode(s) {
 		return s
@@ -285,6 +288,18 @@ func (w *configWalker) text(s, at, pointer string) any {
 		w.templates[pointer] = true
 	}
 	return typed
+}
+
+// decodable reports a character for which Kargo drops the whole config without
+// a word (compat.md 3.4).
+func (w *configWalker) decodable(text, at string) {
+	i := strings.IndexFunc(text, func(r rune) bool { return r >= 0x7f && r < 0xa0 || r == 0xfffe || r == 0xffff })
+	if i < 0 {
+		return
+	}
+	if _, err := expr.Decode(map[string]any{"": text}); err != nil {
+		w.report(Error, "config", at, fmt.Sprintf("remove the character U+%04X", []rune(text[i:])[0]), "%v", err)
+	}
 }
 
 // typed returns a value of the type that a template will have, if that is

@@ -343,6 +343,11 @@ func TestFindings(t *testing.T) {
 			text:   task("", "  - {uses: compose-output, as: \"a::b\", config: {a: 1}}\n  - {uses: compose-output, as: Get, config: {a: 1}}\n"),
 			want:   []string{"7:28 warning alias: use another separator", "8:28 warning alias: is a method"},
 		},
+		"Undecodable": {
+			reason: "one such character and the step gets no config at all",
+			text:   task("", "  - {uses: compose-output, config: {a: \"x\\x7fy\", b: \"\\u0085\", \"k\\u0081\": 1}}\n"),
+			want:   []string{"7:37 error config: remove the character U+007F", "7:63 error config: without one"},
+		},
 		"ConfigNotAnObject": {
 			reason: "as Kargo says only when it runs",
 			text:   task("", "  - {uses: compose-output, config: [a]}\n"),
