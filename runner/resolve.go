@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"bytes"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -132,7 +133,50 @@ func (r *resolver) resolve() error {
 		}
 		return err
 	}
+	r.warnOfUnusedVars()
 	return nil
+}
+
+// warnOfUnusedVars tells of variables of the options that no document speaks of:
+// a misspelt name leaves another value in place without a word.
+func (r *resolver) warnOfUnusedVars() {
+	docs := append(load.Of[*kargoapi.PromotionTask](r.set), load.Of[*kargoapi.ClusterPromotionTask](r.set)...)
+	docs = append(docs, r.doc)
+	for _, v := range r.o.Vars {
+		if slices.ContainsFunc(docs, func(d *load.Document) bool {
+			return slices.ContainsFunc([]string{`"name":"` + v.Name + `"`, "vars." + v.Name, "vars['" + v.Name, `vars[\"` + v.Name},
+				func(mention string) bool { return bytes.Contains(d.JSON, []byte(mention)) })
+		}) {
+			continue
+		}
+		hint := ""
+		if near := nearname.Nearest(v.Name, r.variableNames(), 1); len(near) > 0 {
+			hint = fmt.Sprintf("; did you mean %q?", near[0])
+		}
+		r.warn(load.Position{}, "nothing uses the variable %q of --var%s", v.Name, hint)
+	}
+}
+
+// variableNames are those that the Stage, the task and its references declare.
+func (r *resolver) variableNames() []string {
+	var names []string
+	add := func(vars []kargoapi.Variable) {
+		for _, v := range vars {
+			if !slices.Contains(r.o.Vars, v) {
+				names = append(names, v.Name)
+			}
+		}
+	}
+	add(r.p.Vars)
+	for _, s := range r.p.Steps {
+		add(s.Vars)
+	}
+	if r.stage == nil {
+		if task, err := r.lookup(r.doc.Kind, r.doc.Name); err == nil {
+			add(task.Spec.Vars)
+		}
+	}
+	return names
 }
 
 // missingTask adds where a task is referred to that is not there, and what may

@@ -70,7 +70,12 @@ func newRunCommand(a *app) *cobra.Command {
 		Use:   "run -f FILE…",
 		Short: "Run a promotion locally; a dry run unless --live",
 		Long:  runHelp,
-		Args:  cobra.NoArgs,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError("documents are given with -f: stepd run -f %s", args[0])
+			}
+			return nil
+		},
 	}
 	fl := cmd.Flags()
 	fl.SortFlags = false
