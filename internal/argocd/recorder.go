@@ -10,7 +10,7 @@ import (
 )
 
 // ErrNoCluster is what a Recorder answers to what only a cluster can tell.
-var ErrNoCluster = errors.New("Argo CD integration is disabled; cannot update Argo CD Application resources (name a cluster with --kubeconfig)") //nolint:staticcheck // starts with a name; the first half is Kargo's wording
+var ErrNoCluster = errors.New("Argo CD integration is disabled on this controller; cannot update Argo CD Application resources; name a cluster with --kubeconfig") //nolint:staticcheck // starts with a name; all but the advice are Kargo's words
 
 // Recorder stands in for Argo CD where there is no cluster. Every Application
 // exists, authorises the asking Stage and has exactly the expected sources; a

@@ -85,7 +85,7 @@ func TestArgoCDWaitRecorded(t *testing.T) {
 func TestArgoCDWaitWithoutCluster(t *testing.T) {
 	p := newPromotion(t)
 	r, err := p.run(ArgoCDWait(argocd.NewRecorder(p.log, true), "argocd"), config{"apps": []any{config{"name": "a"}}})
-	outcome{steps.Errored, false, "Argo CD integration is disabled"}.check(t, "no cluster", r, err)
+	outcome{steps.Errored, false, "Argo CD integration is disabled on this controller; cannot update Argo CD Application resources; name a cluster"}.check(t, "no cluster", r, err)
 	if r.Output != nil {
 		t.Errorf("output %v, want none", r.Output)
 	}

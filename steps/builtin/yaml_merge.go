@@ -29,27 +29,30 @@ func runYAMLMerge(ctx context.Context, sc *steps.Context) (steps.Result, error) 
 	if err != nil {
 		return failed(err)
 	}
-	var merged *kyaml.RNode
-	var found []string
+	// As in Kargo a file that is missing is told of before what is wrong with others.
+	var found, files []string
 	for _, in := range cfg.InFiles {
-		if err := ctx.Err(); err != nil {
-			return errored(err)
-		}
 		file, err := within(sc, in)
 		if err != nil {
 			return errored(err)
 		}
-		text, err := os.ReadFile(file)
-		if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
 			if cfg.IgnoreMissingFiles {
 				continue
 			}
 			return errored(fmt.Errorf("input file %q not found: %w", in, relativeTo(sc.WorkDir, err)))
 		}
+		found, files = append(found, in), append(files, file)
+	}
+	var merged *kyaml.RNode
+	for i, in := range found {
+		if err := ctx.Err(); err != nil {
+			return errored(err)
+		}
+		text, err := os.ReadFile(files[i])
 		if err != nil {
 			return errored(fmt.Errorf("error reading input file %q: %w", in, relativeTo(sc.WorkDir, err)))
 		}
-		found = append(found, in)
 		node, err := kyaml.Parse(string(text))
 		switch {
 		case errors.Is(err, io.EOF): // nothing but space and comments
