@@ -79,13 +79,13 @@ func (r recorder) Transport(o Options) (http.RoundTripper, error) {
 		return nil, err
 	}
 	return roundTripper(func(req *http.Request) (*http.Response, error) {
+		if err := sendable(req.URL); err != nil { // or a preview would succeed where the run cannot
+			return nil, closed(req, err)
+		}
 		sent := isRead(req) && r.allow != nil && r.allow(req.URL)
 		r.log.Request(request(req, o, sent, map[string]any{"method": req.Method}))
 		if !sent {
-			if req.Body != nil {
-				_ = req.Body.Close()
-			}
-			return nil, &NotSentError{Method: req.Method, URL: req.URL.Redacted()}
+			return nil, closed(req, &NotSentError{Method: req.Method, URL: req.URL.Redacted()})
 		}
 		return t.RoundTrip(req)
 	}), nil
@@ -149,11 +149,31 @@ func newTransport(o Options) (http.RoundTripper, error) {
 	}
 	return roundTripper(func(req *http.Request) (*http.Response, error) {
 		// A proxy would resolve and connect for us.
-		if ip, err := netip.ParseAddr(req.URL.Hostname()); err == nil && isLinkLocal(ip) {
-			return nil, linkLocalError(req.URL.Hostname())
+		if err := sendable(req.URL); err != nil {
+			return nil, closed(req, err)
 		}
 		return t.RoundTrip(req)
 	}), nil
+}
+
+// sendable says why no request to a URL can be sent, whatever is there; in the
+// words of net/http where it would say so itself.
+func sendable(u *url.URL) error {
+	if u.Scheme != "http" && u.Scheme != "https" {
+		return fmt.Errorf("unsupported protocol scheme %q", u.Scheme)
+	}
+	if ip, err := netip.ParseAddr(u.Hostname()); err == nil && isLinkLocal(ip) {
+		return linkLocalError(u.Hostname())
+	}
+	return nil
+}
+
+// closed ends a request with an error, as a RoundTripper has to.
+func closed(req *http.Request, err error) error {
+	if req.Body != nil {
+		_ = req.Body.Close()
+	}
+	return err
 }
 
 // dial connects to the first address of a host that is not link-local. The

@@ -181,6 +181,15 @@ func TestHTTPRecorded(t *testing.T) {
 	if diff := cmp.Diff(want, got[len(got)-1]); len(got) != 5 || diff != "" {
 		t.Errorf("%d logged, the last (-want +got):\n%s", len(got), diff)
 	}
+	for url, text := range map[string]string{
+		"http://169.254.169.254/latest": "link-local addresses are not permitted", "ftp://h/f": `unsupported protocol scheme "ftp"`, "nonsense": `unsupported protocol scheme ""`,
+	} {
+		r, err := p.run(step, config{"url": url, "method": "POST", "body": "x"})
+		outcome{steps.Errored, false, text}.check(t, "what no run could send is not recorded", r, err)
+	}
+	if n := len(p.log.Requests()); n != len(got) {
+		t.Errorf("%d requests are logged, want %d", n, len(got))
+	}
 	if _, err := httpedge.AllowPrefixes("api.example.com"); err == nil {
 		t.Error("a prefix without scheme is accepted")
 	}
