@@ -1,5 +1,6 @@
 // Package strictyaml reads a file that is one YAML or JSON document: a step's
-// config, a policy. Unknown fields and keys that occur twice are errors.
+// config, a policy. Unknown fields, keys that occur twice and further documents
+// are errors.
 //
 // Kargo's resources are not read here: they come many to a file, and what is
 // said about them needs their lines (runner/load).
@@ -8,8 +9,11 @@ package strictyaml
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 
+	yamlv2 "go.yaml.in/yaml/v2"
 	"sigs.k8s.io/yaml"
 )
 
@@ -20,7 +24,10 @@ import (
 // be escaped in two halves there, and many programs write it so.
 func Unmarshal(text []byte, v any) error {
 	if !json.Valid(text) {
-		return yaml.UnmarshalStrict(text, v)
+		if err := yaml.UnmarshalStrict(text, v); err != nil {
+			return err
+		}
+		return oneDocument(text)
 	}
 	if err := distinctKeys(text); err != nil {
 		return err
@@ -28,6 +35,33 @@ func Unmarshal(text []byte, v any) error {
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.DisallowUnknownFields()
 	return d.Decode(v)
+}
+
+// oneDocument refuses what follows a first document, unless it is empty: the
+// decoder would not even read it.
+func oneDocument(text []byte) error {
+	d := yamlv2.NewDecoder(bytes.NewReader(text)) // the one that package yaml has
+	for first := true; ; first = false {
+		var doc content
+		err := d.Decode(&doc)
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		case bool(doc) && !first:
+			return errors.New("a second document follows the first: there may be only one")
+		}
+	}
+}
+
+// content tells of a document that it is not empty.
+type content bool
+
+// UnmarshalYAML is not called for null.
+func (c *content) UnmarshalYAML(func(any) error) error {
+	*c = true
+	return nil
 }
 
 // distinctKeys refuses JSON in which an object has a key twice, of which

@@ -24,6 +24,11 @@ func TestUnmarshal(t *testing.T) {
 		"json key twice":  {"encoding/json would take the second", "{\"b\": [{\"a\": 1,\n\"a\": 2}]}", nil, "line 2: key \"a\" already set in map"},
 		"escaped twice":   {"the same key", `{"a": 1, "\u0061": 2}`, nil, `line 1: key "a" already set in map`},
 		"same key deeper": {"another object's", `{"a": {"a": "a"}, "b": ["a", "a", {"a": 1}]}`, map[string]any{"a": map[string]any{"a": "a"}, "b": []any{"a", "a", map[string]any{"a": 1.0}}}, ""},
+		"end":             {"of one document", "---\na: 1\n...\n---\n# no more\n", map[string]any{"a": 1.0}, ""},
+		"two documents":   {"the second would not be read", "a: 1\n---\nb: 2\n", nil, "a second document follows the first: there may be only one"},
+		"two of JSON":     {"nor this", `{"a": 1} {"b": 2}`, nil, "yaml: did not find expected <document start>"},
+		"first is empty":  {"the second is the one that was meant", "---\n---\nb: 2\n", nil, "a second document follows the first: there may be only one"},
+		"then garbage":    {"not read either", "a: 1\n---\nb: [", nil, "yaml: line 3: did not find expected node content"},
 		"neither":         {"told as YAML's error", "{\"a\": 1", nil, "error converting YAML to JSON: yaml: line 1: did not find expected ',' or '}'"},
 	}
 	for name, tc := range cases {
