@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/stepd/stepd/internal/configschema"
@@ -197,7 +198,7 @@ func join(caps []steps.Capability) string {
 }
 
 func copyProgram(from, to string) (err error) {
-	src, err := os.Open(from)
+	src, err := os.OpenFile(from, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a named pipe is not waited for
 	if err != nil {
 		return err
 	}

@@ -465,6 +465,10 @@ func TestChangedAndUnpinnedPrograms(t *testing.T) {
 
 func TestInstallRefuses(t *testing.T) {
 	opts := install(t, "stepd-step-naughty")
+	pipe := filepath.Join(t.TempDir(), "stepd-step-pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, tc := range []struct {
 		reason, says string
 		in           plugin.InstallOptions
@@ -474,6 +478,7 @@ func TestInstallRefuses(t *testing.T) {
 		{"stepd's own step", "would replace", plugin.InstallOptions{Path: self(t), Name: "stepd-step-contract", Reserved: []string{"contract-fail"}}},
 		{"a grant that nothing asks for", "asks for", plugin.InstallOptions{Path: self(t), Name: "stepd-step-naughty", Grants: []steps.Capability{steps.AccessArgoCD}}},
 		{"no such program", "no such file", plugin.InstallOptions{Path: "/nowhere/stepd-step-x"}},
+		{"a named pipe", "not a file", plugin.InstallOptions{Path: pipe}},
 		{"a directory", "not a file", plugin.InstallOptions{Path: t.TempDir(), Name: "stepd-step-x"}},
 	} {
 		if _, err := plugin.Install(t.Context(), opts, tc.in); err == nil || !strings.Contains(err.Error(), tc.says) {
