@@ -406,11 +406,16 @@ func TestPluginsThatDoNotStart(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
-			_, err := plugin.Install(t.Context(),
-				plugin.HostOptions{Dir: dir, StartTimeout: tc.patience, Limits: sandbox.Limits{OpenFiles: 4096}},
+			var logged counter
+			_, err := plugin.Install(t.Context(), plugin.HostOptions{
+				Dir: dir, StartTimeout: tc.patience, Limits: sandbox.Limits{OpenFiles: 4096}, Log: slog.New(slog.NewTextHandler(&logged, nil)),
+			},
 				plugin.InstallOptions{Path: self(t), Name: tc.name})
 			if err == nil || !strings.Contains(err.Error(), tc.says) {
 				t.Errorf("got %v, want an error that says %q", err, tc.says)
+			}
+			if strings.Contains(logged.text(), "cannot remove") {
+				t.Errorf("it does not clean up: %s", logged.text())
 			}
 			if files, err := os.ReadDir(dir); err != nil || len(files) != 1 { // the lock
 				t.Errorf("left behind: %v, %v", files, err)

@@ -243,7 +243,8 @@ func (p *process) kill() {
 	}
 }
 
-// close ends the plugin, kindly first, in bounded time.
+// close ends the plugin, kindly first, in bounded time. What did not start is
+// closed twice, by start and by the Host, one after the other.
 func (p *process) close() {
 	p.crashed.Store(p.child != nil && p.child.hasExited())
 	p.closing.Store(true)
@@ -273,6 +274,7 @@ func (p *process) close() {
 		if err := p.private.remove(); err != nil {
 			p.log.Warn("cannot remove a plugin's private directory", "err", err)
 		}
+		p.private = nil
 	}
 }
 
