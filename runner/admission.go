@@ -11,7 +11,7 @@ import (
 )
 
 // Admit returns why Kargo would refuse a Stage, PromotionTask,
-// ClusterPromotionTask or Freight when it is applied: the rules of the CRDs
+// ClusterPromotionTask, Promotion or Freight when it is applied: the rules of the CRDs
 // (patterns, CEL) and of the validating webhooks, as far as they matter to a
 // promotion. Documents of other kinds are accepted.
 func Admit(d *load.Document) load.Errors {
@@ -25,6 +25,11 @@ func Admit(d *load.Document) load.Errors {
 	case *kargoapi.ClusterPromotionTask:
 		a.name(o.Name)
 		a.task(o.Spec)
+	case *kargoapi.Promotion:
+		// Having neither is left to whoever runs it: there may be one Freight only.
+		if o.Spec.Freight != "" && o.Spec.Origin != nil {
+			a.refuse("/spec/origin", "leave it out: the Freight is named", "exactly one of freight or origin must be set")
+		}
 	case *kargoapi.Freight:
 		a.name(o.Name)
 		a.origin("/origin", o.Origin)

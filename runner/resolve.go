@@ -2,6 +2,7 @@ package runner
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -240,16 +241,20 @@ func (r *resolver) selectDocument() error {
 			return err
 		}
 	}
-	stage := r.o.Stage
-	if stage == "" && r.promotion != nil {
-		stage = r.promotion.Spec.Stage
+	stage, project := r.o.Stage, r.o.Project
+	if r.promotion != nil {
+		if stage == "" {
+			stage = r.promotion.Spec.Stage
+		}
+		project = cmp.Or(project, r.promotion.Namespace) // where Kargo looks for its Stage
+		stages = inNamespace(stages, project)
 	}
 	var err error
 	switch {
 	case r.o.Task != "":
-		r.doc, err = named("task", tasks, r.o.Task)
+		r.doc, err = named("task", tasks, r.o.Task, project)
 	case stage != "":
-		r.doc, err = named("Stage", stages, stage)
+		r.doc, err = named("Stage", stages, stage, project)
 	case len(stages) > 0:
 		r.doc, err = only("Stage", "--stage", stages)
 	case len(tasks) > 0:
@@ -270,21 +275,44 @@ func (r *resolver) selectDocument() error {
 }
 
 func (r *resolver) inProject(docs []*load.Document) []*load.Document {
-	if r.o.Project == "" {
+	return inNamespace(docs, r.o.Project)
+}
+
+// inNamespace leaves out documents of other namespaces than the given one, if
+// one is given.
+func inNamespace(docs []*load.Document, namespace string) []*load.Document {
+	if namespace == "" {
 		return docs
 	}
 	var in []*load.Document
 	for _, d := range docs {
-		if d.Namespace == "" || d.Namespace == r.o.Project {
+		if d.Namespace == "" || d.Namespace == namespace {
 			in = append(in, d)
 		}
 	}
 	return in
 }
 
+// inProjects is an error if documents of one name are those of several projects.
+func inProjects(what string, docs []*load.Document, name string) error {
+	var projects []string
+	for _, d := range docs {
+		if d.Name == name && d.Namespace != "" && !slices.Contains(projects, d.Namespace) {
+			projects = append(projects, d.Namespace)
+		}
+	}
+	if len(projects) < 2 {
+		return nil
+	}
+	return fmt.Errorf("there is a %s %q in each of the projects %s; select one with --project", what, name, strings.Join(projects, ", "))
+}
+
 // named returns the last document of a name, which is the one that counts when
 // several are applied.
-func named(what string, docs []*load.Document, name string) (*load.Document, error) {
+func named(what string, docs []*load.Document, name, project string) (*load.Document, error) {
+	if err := inProjects(what, docs, name); err != nil {
+		return nil, err
+	}
 	names := make([]string, len(docs))
 	for i := len(docs) - 1; i >= 0; i-- {
 		if docs[i].Name == name {
@@ -299,7 +327,11 @@ func named(what string, docs []*load.Document, name string) (*load.Document, err
 	case len(names) > 0:
 		remedy = "; there is " + strings.Join(names, ", ")
 	}
-	return nil, fmt.Errorf("no %s %q among the documents%s", what, name, remedy)
+	of := ""
+	if project != "" {
+		of = fmt.Sprintf(" of project %q", project)
+	}
+	return nil, fmt.Errorf("no %s %q among the documents%s%s", what, name, of, remedy)
 }
 
 func only(what, flag string, docs []*load.Document) (*load.Document, error) {
@@ -314,6 +346,9 @@ func only(what, flag string, docs []*load.Document) (*load.Document, error) {
 		places = append(places, d.Position("").String())
 	}
 	if len(names) == 1 {
+		if err := inProjects(what, docs, names[0]); err != nil {
+			return nil, err
+		}
 		return nil, fmt.Errorf("%d %ss of the name %q among the documents: %s; keep one, or give %s %s, which takes the last",
 			len(docs), what, names[0], strings.Join(places, ", "), flag, names[0])
 	}
@@ -344,6 +379,9 @@ func (r *resolver) selectPromotion() error {
 	d, err := only("Promotion", "--promotion", found)
 	if err != nil {
 		return err
+	}
+	if errs := Admit(d); len(errs) > 0 {
+		return errs
 	}
 	r.promotion, _ = load.As[*kargoapi.Promotion](d)
 	if len(r.promotion.Spec.Steps) > 0 || len(r.promotion.Spec.Vars) > 0 {

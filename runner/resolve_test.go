@@ -124,11 +124,19 @@ func TestSelection(t *testing.T) {
 	cluster := taskDoc("ClusterPromotionTask", "{name: everywhere}", "{steps: [{uses: ok}]}")
 	named := "\n---\napiVersion: kargo.akuity.io/v1alpha1\nkind: Promotion\nmetadata: {name: chosen, namespace: demo}\nspec: {stage: dev, freight: aaaa}\n"
 	vars := []kargoapi.Variable{{Name: "who", Value: "x"}}
+	elsewhere := strings.ReplaceAll(strings.ReplaceAll(second, "name: dev", "name: prod"), "namespace: demo", "namespace: other")
+	inDemo := strings.ReplaceAll(named, "stage: dev", "stage: prod")
 	for _, tc := range []struct {
 		reason, docs string
 		o            runner.Options
 		want, err    string
 	}{
+		{"a name in two projects", oneStep("{a: 1}") + elsewhere, runner.Options{Stage: "prod"}, "", `a Stage "prod" in each of the projects demo, other; select one with --project`},
+		{"no name, and one in two projects", oneStep("{a: 1}") + elsewhere, runner.Options{}, "", "select one with --project"},
+		{"one of two projects", oneStep("{a: 1}") + elsewhere, runner.Options{Stage: "prod", Project: "other"}, "Stage/prod", ""},
+		{"a Promotion says in which project", oneStep("{a: 1}") + elsewhere + goodsFreight + otherFreight + inDemo, runner.Options{}, "Stage/prod", ""},
+		{"a Promotion of another project", elsewhere + otherFreight + inDemo, runner.Options{}, "", `no Stage "prod" among the documents of project "demo"`},
+		{"a Promotion that Kargo refuses", oneStep("{a: 1}") + strings.ReplaceAll(inDemo, "freight: aaaa", "freight: aaaa, origin: {kind: Warehouse, name: goods}"), runner.Options{}, "", "exactly one of freight or origin"},
 		{"the only Stage, though there is a task", oneStep("{a: 1}") + bareTask, runner.Options{}, "Stage/prod", ""},
 		{"a Stage by name", oneStep("{a: 1}") + second, runner.Options{Stage: "dev"}, "Stage/dev", ""},
 		{"two Stages", oneStep("{a: 1}") + second, runner.Options{}, "", "select one with --stage: prod, dev"},
@@ -155,6 +163,8 @@ func TestSelection(t *testing.T) {
 			t.Errorf("%s: %v", tc.reason, err)
 		} else if got := r.Document.Kind + "/" + r.Document.Name; got != tc.want {
 			t.Errorf("%s: %s, want %s", tc.reason, got, tc.want)
+		} else if ns := r.Document.Namespace; ns != "" && (tc.o.Project == "" && ns != "demo" || tc.o.Project != "" && ns != tc.o.Project) {
+			t.Errorf("%s: of project %q", tc.reason, ns)
 		}
 	}
 }

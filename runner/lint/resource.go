@@ -35,7 +35,6 @@ func (c *docLinter) resource() {
 		c.name(o.Name)
 		c.warehouseDocument(o)
 	case *kargoapi.Promotion:
-		c.promotionDocument(o)
 	default:
 		return
 	}
@@ -72,12 +71,6 @@ func (c *docLinter) duplicate() {
 		c.objects[k] = c.doc
 	default:
 		c.report(Warning, "document", "/metadata/name", "the one that is applied last replaces the others", "%s %q is in this file already, in line %d", c.doc.Kind, c.doc.Name, first.Line)
-	}
-}
-
-func (c *docLinter) promotionDocument(p *kargoapi.Promotion) {
-	if p.Spec.Freight != "" && p.Spec.Origin != nil {
-		c.report(Error, "admission", "/spec/origin", "leave it out: the Freight is named", "exactly one of freight or origin must be set")
 	}
 }
 
