@@ -183,11 +183,16 @@ func (r *resolver) variableNames() []string {
 // missingTask adds where a task is referred to that is not there, and what may
 // have been meant.
 func (r *resolver) missingTask(err error, template []Step, missing *NotFoundError) error {
-	docs := load.Of[*kargoapi.PromotionTask](r.set)
+	docs, others := load.Of[*kargoapi.PromotionTask](r.set), load.Of[*kargoapi.ClusterPromotionTask](r.set)
 	if missing.Kind == kargoapi.KindClusterPromotionTask {
-		docs = load.Of[*kargoapi.ClusterPromotionTask](r.set)
+		docs, others = others, docs
 	}
 	remedy := "load it with -f"
+	for _, d := range inNamespace(others, r.p.Project) {
+		if d.Name == missing.Name {
+			remedy = fmt.Sprintf("the one at %s is a %s: write kind: %s", d.Position(""), d.Kind, d.Kind)
+		}
+	}
 	var names []string
 	for _, d := range docs {
 		names = append(names, d.Name)

@@ -146,6 +146,7 @@ func TestSelection(t *testing.T) {
 		{"two tasks", bareTask + cluster, runner.Options{}, "", "select one with --task"},
 		{"one task twice", bareTask + bareTask, runner.Options{}, "", "keep one, or give --task ship"},
 		{"a task that is not there", bareTask + stage("[]", "[{task: {name: shipp}}]"), runner.Options{}, "", `load it with -f, or did you mean "ship"?`},
+		{"a task of the other kind", bareTask + stage("[]", "[{task: {name: ship, kind: ClusterPromotionTask}}]"), runner.Options{}, "", "is a PromotionTask: write kind: PromotionTask"},
 		{"a name that is nearly right", oneStep("{a: 1}"), runner.Options{Stage: "prd"}, "", `did you mean "prod"?`},
 		{"a name that is not", bareTask, runner.Options{Task: "zzzzzzzz"}, "", "there is ship"},
 		{"a Stage and a task", bareTask, runner.Options{Task: "ship", Stage: "x"}, "", "cannot run both"},

@@ -2,6 +2,8 @@ package lint
 
 import (
 	"bytes"
+	"cmp"
+	"fmt"
 	"sort"
 	"strings"
 
@@ -124,7 +126,7 @@ func (c *docLinter) taskReference(step *kargoapi.PromotionStep, at string, s *sc
 	d := c.task(c.doc, step.Task)
 	if d == nil {
 		if len(c.tasks) > 0 {
-			c.report(Warning, "unknown-task", at+"/task/name", c.nearTasks(step.Task.Name), "task %q is not among the given documents", step.Task.Name)
+			c.report(Warning, "unknown-task", at+"/task/name", c.nearTasks(step.Task), "task %q is not among the given documents", step.Task.Name)
 		}
 		return
 	}
@@ -155,13 +157,27 @@ func (c *docLinter) undeclared(vars []kargoapi.Variable, at string, task *load.D
 	}
 }
 
-func (c *docLinter) nearTasks(name string) string {
-	var names []string
+// nearTasks says which task may have been meant.
+func (c *docLinter) nearTasks(ref *kargoapi.PromotionTaskReference) string {
+	var names, elsewhere []string
+	kind := cmp.Or(ref.Kind, kargoapi.KindPromotionTask)
 	for k := range c.tasks {
-		names = append(names, k.name)
+		switch {
+		case k.name != ref.Name:
+			names = append(names, k.name)
+		case k.kind != kind && k.namespace != "" && k.namespace != c.doc.Namespace: // of no use either way
+		case k.kind != kind:
+			return "there is a " + k.kind + " of that name: write kind: " + k.kind
+		default:
+			elsewhere = append(elsewhere, fmt.Sprintf("%q", k.namespace))
+		}
+	}
+	if len(elsewhere) > 0 {
+		sort.Strings(elsewhere)
+		return "one of that name is in namespace " + strings.Join(elsewhere, ", ") + ", where a Stage of another cannot use it"
 	}
 	sort.Strings(names)
-	if near := nearname.Nearest(name, names, 2); len(near) > 0 {
+	if near := nearname.Nearest(ref.Name, names, 2); len(near) > 0 {
 		return "did you mean " + strings.Join(near, " or ") + "?"
 	}
 	return ""

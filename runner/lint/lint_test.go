@@ -245,6 +245,12 @@ func TestFindings(t *testing.T) {
 				"15:152 error unknown-output: did you mean out",
 			},
 		},
+		"TaskElsewhere": {
+			reason: "a task of another kind or namespace is not the one that is meant",
+			text: task("", "  - {uses: fail}\n") + "---\napiVersion: kargo.akuity.io/v1alpha1\nkind: PromotionTask\nmetadata: {name: far, namespace: b}\nspec: {steps: [{uses: fail}]}\n---\n" +
+				strings.Replace(stage("", `{task: {name: t, kind: ClusterPromotionTask}}, {task: {name: far}}`), "{name: s}", "{name: s, namespace: a}", 1),
+			want: []string{"20:9 warning unknown-task: write kind: PromotionTask", "20:56 warning unknown-task: in namespace \"b\""},
+		},
 		"TaskStatus": {
 			reason: "status() sees neither tasks nor their steps from a Stage, and a task has no metadata",
 			text: task("", "  - {uses: compose-output, as: one, config: {a: 1}}\n  - {uses: compose-output, as: two, if: \"${{ status('one') == '' }}\", config: {a: 1}}\n") + "---\n" +
