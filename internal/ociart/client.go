@@ -28,6 +28,8 @@ type Limits struct {
 	SignatureManifest int64
 	// Pages is how many pages of a referrers listing are read; 8.
 	Pages int
+	// Referrers is how many entries a referrers listing may have in all; 4096.
+	Referrers int
 	// Redirects is how many redirects one request may follow; 5.
 	Redirects int
 	// Attempts is how often one request is tried in all; 4.
@@ -53,6 +55,7 @@ func (l Limits) withDefaults() Limits {
 	def(&l.Manifest, 1<<20)
 	def(&l.SignatureManifest, 4<<20)
 	defInt(&l.Pages, 8)
+	defInt(&l.Referrers, 4096)
 	defInt(&l.Redirects, 5)
 	defInt(&l.Attempts, 4)
 	if l.Request == 0 {

@@ -242,6 +242,27 @@ func TestResolve(t *testing.T) {
 	}
 }
 
+func TestCheckValues(t *testing.T) {
+	for name, tt := range map[string]struct {
+		raw string
+		ok  bool
+	}{
+		"a manifest":            {manifestJSON, true},
+		"as many as there may":  {"[" + strings.Repeat("0,", maxValues-2) + "0]", true},
+		"one more":              {"[" + strings.Repeat("0,", maxValues-1) + "0]", false},
+		"objects":               {"[" + strings.Repeat("{},", maxValues) + "0]", false},
+		"nested":                {strings.Repeat("[", maxValues+1), false},
+		"commas in a string":    {`{"a":"` + strings.Repeat(",", 2*maxValues) + `"}`, true},
+		"behind an escaped end": {`{"a":"\\\"` + strings.Repeat(",", 2*maxValues) + `"}`, true},
+		"after a backslash":     {`{"a":"\\","b":[` + strings.Repeat("0,", maxValues) + `0]}`, false},
+		"nothing":               {"", true},
+	} {
+		if err := CheckValues([]byte(tt.raw)); (err == nil) != tt.ok || err != nil && !errors.Is(err, ErrIntegrity) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestManifestByDigestIsHashed(t *testing.T) {
 	s := newServer(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, manifestJSON) })
 	_, err := open(t, s, "v1", nil).Manifest(t.Context(), "sha256:"+strings.Repeat("0", 64), 0)
@@ -347,6 +368,32 @@ func TestReferrers(t *testing.T) {
 			handler: func(w http.ResponseWriter, r *http.Request) {
 				w.Header().Set("Link", `<`+r.URL.Path+`?p=x>; rel=next`)
 				sendIndex(w, index(entry("a")))
+			},
+			err: true,
+		},
+		"too many entries on a page": {
+			reason: "three bytes of JSON cost a hundred of memory",
+			handler: func(w http.ResponseWriter, _ *http.Request) {
+				sendIndex(w, []byte(`{"manifests":[{}`+strings.Repeat(",{}", maxValues)+`]}`))
+			},
+			err: true,
+		},
+		"too many entries on all pages": {
+			reason: "each page by itself is in order",
+			handler: func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Link", `<`+r.URL.Path+`?p=`+r.URL.Query().Get("p")+`x>; rel="next"`)
+				sendIndex(w, index(make([]Descriptor, 1000)...))
+			},
+			err: true,
+		},
+		"too many entries under the fallback tag": {
+			reason: "whoever can push can write it",
+			handler: func(w http.ResponseWriter, r *http.Request) {
+				if strings.Contains(r.URL.Path, "/manifests/sha256-") {
+					sendIndex(w, index(make([]Descriptor, 5000)...))
+					return
+				}
+				http.NotFound(w, r)
 			},
 			err: true,
 		},

@@ -115,6 +115,29 @@ func (r *Repository) manifest(ctx context.Context, reference, digest string, lim
 	return m, nil
 }
 
+// maxValues is how many values one JSON document may hold.
+const maxValues = 1 << 16
+
+// CheckValues refuses JSON of more values than any honest document has: parsed,
+// each takes up to a hundred times its two or three bytes. It is ErrIntegrity.
+func CheckValues(raw []byte) error {
+	n, inString := 1, false
+	for i := 0; i < len(raw); i++ {
+		switch c := raw[i]; {
+		case c == '"':
+			inString = !inString
+		case inString && c == '\\':
+			i++
+		case !inString && (c == '{' || c == '[' || c == ','):
+			n++
+		}
+	}
+	if n > maxValues {
+		return fmt.Errorf("%w: it has more than %d values", ErrIntegrity, maxValues)
+	}
+	return nil
+}
+
 // manifestMediaType settles what the bytes are. The header is not hashed, so
 // it only counts where the bytes say nothing, and content that could be read
 // as both a manifest and an index is refused (CVE-2021-41190).
@@ -124,6 +147,9 @@ func manifestMediaType(raw []byte, header string) (string, error) {
 		Manifests json.RawMessage `json:"manifests"`
 		Layers    json.RawMessage `json:"layers"`
 		Config    json.RawMessage `json:"config"`
+	}
+	if err := CheckValues(raw); err != nil {
+		return "", err
 	}
 	if err := json.Unmarshal(raw, &probe); err != nil {
 		return "", fmt.Errorf("%w: it is not JSON: %w", ErrIntegrity, err)
@@ -224,8 +250,8 @@ var ErrNoReferrersAPI = errors.New("the registry has no referrers API")
 // any other failure is an error, never an empty list.
 //
 // An answer that says there is no such endpoint (404, 405, 406, 501) means
-// there is no API. A truncated listing (more pages than the limit) is an
-// error.
+// there is no API. A listing over the limits (pages, entries, bytes in all) is
+// an error, never cut short.
 func (r *Repository) Referrers(ctx context.Context, digest string) ([]Descriptor, error) {
 	if !IsDigest(digest) {
 		return nil, fmt.Errorf("%w: %s is not a sha256 digest", ErrIntegrity, Quote(digest))
@@ -245,6 +271,9 @@ func (r *Repository) Referrers(ctx context.Context, digest string) ([]Descriptor
 	if err != nil {
 		return nil, fmt.Errorf("%w: under the referrers tag: %w", ErrIntegrity, err)
 	}
+	if len(index.Manifests) > r.client.limits.Referrers {
+		return nil, fmt.Errorf("%w: under the referrers tag are more than %d entries", ErrIntegrity, r.client.limits.Referrers)
+	}
 	return index.Manifests, nil
 }
 
@@ -253,6 +282,7 @@ func (r *Repository) referrersAPI(ctx context.Context, digest string) ([]Descrip
 	header := http.Header{"Accept": {ocispec.MediaTypeImageIndex}}
 	noAPI := []int{http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusNotAcceptable, http.StatusNotImplemented}
 	var all []Descriptor
+	var size int64
 	next := "referrers/" + digest
 	for page := 1; next != ""; page++ {
 		if page > r.client.limits.Pages {
@@ -264,6 +294,7 @@ func (r *Repository) referrersAPI(ctx context.Context, digest string) ([]Descrip
 		}
 		var entries []Descriptor
 		var link string
+		var read int64
 		err := r.get(ctx, what, next, header, accept, func(resp *http.Response) error {
 			if resp.StatusCode != http.StatusOK {
 				return fmt.Errorf("%w: %w", errFinal, ErrNoReferrersAPI)
@@ -272,6 +303,7 @@ func (r *Repository) referrersAPI(ctx context.Context, digest string) ([]Descrip
 			if err != nil {
 				return err
 			}
+			read = int64(len(raw))
 			entries, err = parseReferrers(raw, resp.Header.Get("Content-Type"))
 			if err != nil {
 				return err
@@ -283,6 +315,10 @@ func (r *Repository) referrersAPI(ctx context.Context, digest string) ([]Descrip
 			return nil, err
 		}
 		all = append(all, entries...)
+		size += read
+		if len(all) > r.client.limits.Referrers || size > 2*r.client.limits.SignatureManifest {
+			return nil, fmt.Errorf("cannot get %s: %w: the listing has more than %d entries or %d bytes", what, ErrIntegrity, r.client.limits.Referrers, 2*r.client.limits.SignatureManifest)
+		}
 		next = link
 	}
 	return all, nil
@@ -290,6 +326,9 @@ func (r *Repository) referrersAPI(ctx context.Context, digest string) ([]Descrip
 
 func parseReferrers(raw []byte, contentType string) ([]Descriptor, error) {
 	mt, _, _ := mime.ParseMediaType(contentType)
+	if err := CheckValues(raw); err != nil {
+		return nil, err
+	}
 	var index ocispec.Index
 	if err := json.Unmarshal(raw, &index); err != nil {
 		return nil, fmt.Errorf("%w: it is not an index: %w", ErrIntegrity, err)

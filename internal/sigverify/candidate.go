@@ -18,6 +18,7 @@ import (
 	protodsse "github.com/sigstore/protobuf-specs/gen/pb-go/dsse"
 	protorekor "github.com/sigstore/protobuf-specs/gen/pb-go/rekor/v1"
 	"github.com/sigstore/sigstore-go/pkg/bundle"
+	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/stepd/stepd/internal/ociart"
 )
@@ -59,11 +60,52 @@ const (
 
 // parseBundle reads a Sigstore bundle.
 func parseBundle(raw []byte) (*bundle.Bundle, error) {
-	b := &bundle.Bundle{}
-	if err := b.UnmarshalJSON(raw); err != nil {
+	if err := ociart.CheckValues(raw); err != nil {
+		return nil, err
+	}
+	pb := &protobundle.Bundle{}
+	if err := protojson.Unmarshal(raw, pb); err != nil {
+		return nil, fmt.Errorf("it is not a valid Sigstore bundle: %s", ociart.Quote(err.Error()))
+	}
+	if err := bounds(pb); err != nil {
+		return nil, err
+	}
+	b, err := bundle.NewBundle(pb)
+	if err != nil {
 		return nil, fmt.Errorf("it is not a valid Sigstore bundle: %s", ociart.Quote(err.Error()))
 	}
 	return b, nil
+}
+
+// maxEvidence is the size of a certificate, a timestamp or the body of a log
+// entry, each of which is a few KiB.
+const maxEvidence = 64 << 10
+
+// bounds refuses what other parsers would make much of before anything in it is
+// verified: a certificate of a hundred thousand names, a log entry or statement
+// of a million values.
+func bounds(pb *protobundle.Bundle) error {
+	m := pb.GetVerificationMaterial()
+	certificates := append([]*protocommon.X509Certificate{m.GetCertificate()}, m.GetX509CertificateChain().GetCertificates()...)
+	for _, c := range certificates {
+		if len(c.GetRawBytes()) > maxEvidence {
+			return fmt.Errorf("its certificate is larger than %d bytes", maxEvidence)
+		}
+	}
+	for _, e := range m.GetTlogEntries() {
+		if len(e.GetCanonicalizedBody()) > maxEvidence {
+			return fmt.Errorf("the body of its log entry is larger than %d bytes", maxEvidence)
+		}
+	}
+	for _, ts := range m.GetTimestampVerificationData().GetRfc3161Timestamps() {
+		if len(ts.GetSignedTimestamp()) > maxEvidence {
+			return fmt.Errorf("its timestamp is larger than %d bytes", maxEvidence)
+		}
+	}
+	if err := ociart.CheckValues(pb.GetDsseEnvelope().GetPayload()); err != nil {
+		return errors.New("its statement has more values than any honest one")
+	}
+	return nil
 }
 
 // parseLegacySignature makes a v0.1 bundle of a signature layer: there a log
@@ -93,6 +135,9 @@ func parseLegacyAttestation(layer ocispec.Descriptor, envelope []byte) (*bundle.
 			KeyID string `json:"keyid"`
 			Sig   []byte `json:"sig"`
 		} `json:"signatures"`
+	}
+	if err := ociart.CheckValues(envelope); err != nil {
+		return nil, err
 	}
 	if err := json.Unmarshal(envelope, &env); err != nil {
 		return nil, fmt.Errorf("it is not a DSSE envelope: %s", ociart.Quote(err.Error()))
@@ -140,6 +185,9 @@ func legacyBundle(layer ocispec.Descriptor, pb *protobundle.Bundle) (*bundle.Bun
 	}
 	pb.MediaType = legacyBundleMediaType
 	pb.VerificationMaterial = material
+	if err := bounds(pb); err != nil {
+		return nil, err
+	}
 	b, err := bundle.NewBundle(pb)
 	if err != nil {
 		return nil, fmt.Errorf("its annotations make no valid bundle: %s", ociart.Quote(err.Error()))

@@ -53,8 +53,8 @@ type discovery struct {
 	repo   *ociart.Repository
 	digest string
 	limits Limits
-	// signatureManifest is the size limit of manifests of signatures.
-	signatureManifest int64
+	// bundleManifest is the size limit of a bundle's manifest.
+	bundleManifest int64
 }
 
 // bundles lists the referrers that may be Sigstore bundles. Registries report
@@ -90,10 +90,10 @@ func candidateName(digest string) string {
 }
 
 func (d *discovery) bundle(ctx context.Context, desc ocispec.Descriptor) (candidate, error) {
-	if desc.Size > d.signatureManifest {
-		return candidate{}, fmt.Errorf("its manifest is given as %d bytes, the limit is %d", desc.Size, d.signatureManifest)
+	if desc.Size > d.bundleManifest {
+		return candidate{}, fmt.Errorf("its manifest is given as %d bytes, the limit is %d", desc.Size, d.bundleManifest)
 	}
-	m, err := d.repo.Manifest(ctx, string(desc.Digest), d.signatureManifest)
+	m, err := d.repo.Manifest(ctx, string(desc.Digest), d.bundleManifest)
 	if err != nil {
 		return candidate{}, fetchError(err)
 	}
@@ -130,6 +130,10 @@ func sequenced(ctx context.Context, blob ocispec.Descriptor, load func(context.C
 	return load(ctx)
 }
 
+// maxLayers is how many signatures one legacy tag may hold; few of them are
+// looked at.
+const maxLayers = 4096
+
 // legacy lists the layers under one of Cosign v2's tags: sha256-<hex>.sig or
 // .att. No such tag is no leads; any other failure is an error.
 func (d *discovery) legacy(ctx context.Context, suffix string) ([]lead, error) {
@@ -143,6 +147,9 @@ func (d *discovery) legacy(ctx context.Context, suffix string) ([]lead, error) {
 	img, err := m.Image()
 	if err != nil {
 		return nil, fmt.Errorf("%w: under the %s tag: %w", ociart.ErrIntegrity, suffix, err)
+	}
+	if len(img.Layers) > maxLayers {
+		return nil, fmt.Errorf("%w: under the %s tag are %d layers, the limit is %d", ociart.ErrIntegrity, suffix, len(img.Layers), maxLayers)
 	}
 	var out []lead
 	for i, layer := range img.Layers {

@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"math/big"
@@ -233,6 +234,28 @@ func TestOneName(t *testing.T) {
 			t.Fatal(name, err)
 		}
 		if err := oneName(cert); (err == nil) != tt.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestBounds: what no honest bundle is, is refused before other parsers see it.
+func TestBounds(t *testing.T) {
+	const start = `{"mediaType":"application/vnd.dev.sigstore.bundle.v0.3+json","verificationMaterial":{`
+	const end = `},"dsseEnvelope":{"payload":"e30=","payloadType":"application/vnd.in-toto+json","signatures":[{"sig":"AA=="}]}}`
+	much := strings.Repeat("AAAA", maxEvidence/3+1)
+	statement := base64.StdEncoding.EncodeToString([]byte("[" + strings.Repeat("0,", 1<<16) + "0]"))
+	for name, tt := range map[string]struct{ raw, want string }{
+		"an ordinary one":     {start + `"publicKey":{"hint":"x"}` + end, ""},
+		"log entries":         {start + `"publicKey":{"hint":"x"},"tlogEntries":[` + strings.Repeat("{},", 1<<16) + `{}]` + end, "values"},
+		"a log entry's body":  {start + `"publicKey":{"hint":"x"},"tlogEntries":[{"canonicalizedBody":"` + much + `"}]` + end, "log entry"},
+		"a certificate":       {start + `"certificate":{"rawBytes":"` + much + `"}` + end, "certificate"},
+		"a certificate chain": {start + `"x509CertificateChain":{"certificates":[{"rawBytes":"` + much + `"}]}` + end, "certificate"},
+		"a timestamp":         {start + `"publicKey":{"hint":"x"},"timestampVerificationData":{"rfc3161Timestamps":[{"signedTimestamp":"` + much + `"}]}` + end, "timestamp"},
+		"a statement":         {start + `"publicKey":{"hint":"x"}` + strings.Replace(end, "e30=", statement, 1), "statement"},
+	} {
+		_, err := parseBundle([]byte(tt.raw))
+		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -29,6 +29,9 @@ const MaxTrustFile = 4 << 20
 
 // ParseTrustedRoot reads a trusted_root.json.
 func ParseTrustedRoot(data []byte) (root.TrustedMaterial, error) {
+	if err := ociart.CheckValues(data); err != nil {
+		return nil, errors.New("it is not a trusted root: it has more values than any has")
+	}
 	tr, err := root.NewTrustedRootFromJSON(data)
 	if err != nil {
 		return nil, fmt.Errorf("it is not a trusted root: %w", err)

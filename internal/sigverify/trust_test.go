@@ -137,6 +137,18 @@ func TestTUFMirrorExpired(t *testing.T) {
 	}
 }
 
+func TestParseTrustedRoot(t *testing.T) {
+	const start = `{"mediaType":"application/vnd.dev.sigstore.trustedroot+json;version=0.1"`
+	for name, raw := range map[string]string{
+		"text": "hello", "nothing": "", "another type": `{"mediaType":"x"}`, "an unknown field": start + `,"x":1}`,
+		"far too many logs": start + `,"tlogs":[` + strings.Repeat("{},", 1<<16) + `{}]}`,
+	} {
+		if _, err := ParseTrustedRoot([]byte(raw)); err == nil {
+			t.Errorf("%s is a trusted root", name)
+		}
+	}
+}
+
 func TestTUFMirrorURL(t *testing.T) {
 	for _, url := range []string{"http://tuf.example.com", "ftp://x", "https://user:pass@tuf.example.com", "", "https://"} {
 		if _, err := (&TUF{CacheDir: t.TempDir()}).Mirror(t.Context(), url, nil); !errors.Is(err, steps.ErrConfig) {

@@ -169,7 +169,7 @@ type search struct {
 }
 
 func (s *search) run(ctx context.Context) (*Verdict, error) {
-	d := &discovery{repo: s.Signatures, digest: s.Manifest.Digest, limits: s.limits, signatureManifest: signatureManifestLimit}
+	d := &discovery{repo: s.Signatures, digest: s.Manifest.Digest, limits: s.limits, bundleManifest: bundleManifestLimit}
 	for _, src := range d.sources(s.Policy) {
 		leads, err := src.list(ctx)
 		if err != nil {
@@ -194,8 +194,8 @@ func (s *search) run(ctx context.Context) (*Verdict, error) {
 	return nil, s.refused()
 }
 
-// signatureManifestLimit is the size of one bundle's manifest.
-const signatureManifestLimit = 4 << 20
+// bundleManifestLimit is the size of one bundle's manifest, which has one layer.
+const bundleManifestLimit = 1 << 20
 
 // look looks at leads: the first by itself, since it usually suffices, the
 // others in batches.

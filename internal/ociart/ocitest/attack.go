@@ -506,6 +506,23 @@ func containerAttacks() []Attack {
 		{"a million zeros", "no parser exhausts the memory", Refused, raw(func([]byte) []byte {
 			return []byte("[" + strings.Repeat("0,", 250_000) + "0]")
 		})},
+		{"a hundred thousand log entries", "no parser exhausts the memory", Refused, editBundle(func(_ *Target, b object) {
+			material(b)["tlogEntries"] = slices.Repeat([]any{object{}}, 100_000)
+		})},
+		{"a log entry of two hundred thousand values", "no parser exhausts the memory", Refused, when(logged, editBundle(func(_ *Target, b object) {
+			body := `{"apiVersion":"0.0.1","kind":"dsse","spec":{"signatures":[{}` + strings.Repeat(",{}", 200_000) + `]}}`
+			entry(b)["canonicalizedBody"] = base64.StdEncoding.EncodeToString([]byte(body))
+		}))},
+		{"a statement of a hundred thousand values", "no parser exhausts the memory", Refused, editBundle(func(_ *Target, b object) {
+			body := `{"_type":"https://in-toto.io/Statement/v1","subject":[{}` + strings.Repeat(",{}", 100_000) + `]}`
+			envelope(b)["payload"] = base64.StdEncoding.EncodeToString([]byte(body))
+		})},
+		{"a certificate of a hundred thousand bytes", "no parser exhausts the memory", Refused, when(keyless, editBundle(func(_ *Target, b object) {
+			material(b)["certificate"] = object{"rawBytes": strings.Repeat("AAAA", 33_000)}
+		}))},
+		{"a hundred thousand layers", "no parser exhausts the memory", Refused, manifest(func(_ *Target, m *ocispec.Manifest) {
+			m.Layers = append(m.Layers, make([]ocispec.Descriptor, 100_000)...)
+		})},
 		{"larger than a bundle may be", "caps", Refused, raw(func(b []byte) []byte {
 			return append(b, bytes.Repeat([]byte(" "), 8<<20)...)
 		})},
