@@ -386,7 +386,7 @@ func (r *verifyReport) print(a *app, format string, explain bool) error {
 			if !c.OK {
 				word = "refused"
 			}
-			fmt.Fprintf(&b, "%-8s %-17s %s\n", word, c.Name, c.Evidence)
+			fmt.Fprintf(&b, "%-8s %-17s %s\n", word, c.Name, oneLine(c.Evidence))
 			if c.Candidate != "" && !c.OK {
 				fmt.Fprintf(&b, "%-8s %-17s %s\n", "", "candidate", c.Candidate)
 			}
@@ -408,13 +408,16 @@ func (r *verifyReport) print(a *app, format string, explain bool) error {
 			{"run", s.RunURL}, {"signed at", signedAt}, {"weakened", strings.Join(acc.Weakened, ", ")},
 		} {
 			if line[1] != "" {
-				fmt.Fprintf(&b, "  %-10s %s\n", line[0], line[1])
+				fmt.Fprintf(&b, "  %-10s %s\n", line[0], oneLine(line[1]))
 			}
 		}
 	}
 	_, err := io.WriteString(a.out, printable(b.String()))
 	return err
 }
+
+// oneLine keeps what somebody else wrote from looking like lines of ours.
+func oneLine(s string) string { return strings.ReplaceAll(s, "\n", `\n`) }
 
 func (r *verifyReport) printJSON(a *app, explain bool) error {
 	out := map[string]any{"verified": r.accepted != nil, "rejected": []any{}}

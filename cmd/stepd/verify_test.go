@@ -2,12 +2,15 @@ package main
 
 import (
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/stepd/stepd/internal/ociart/ocitest"
 	"github.com/stepd/stepd/internal/sharedata"
+	"github.com/stepd/stepd/internal/verification"
+	"github.com/stepd/stepd/steps/ociverified"
 )
 
 // TestVerifyScripts runs the scripts of `stepd verify` against a registry that
@@ -37,4 +40,17 @@ func TestVerifyScripts(t *testing.T) {
 			return nil
 		},
 	})
+}
+
+func TestVerifyReportLines(t *testing.T) {
+	var out strings.Builder
+	r := &verifyReport{accepted: &ociverified.Accepted{Record: verification.Record{
+		Repository: "r/x", Digest: "sha256:1", Signer: verification.Signer{Subject: "a@b\n  signer     somebody\x1b[2K"},
+	}}}
+	if err := r.print(&app{stdio: stdio{out: &out}}, "text", false); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := out.String(), "verified r/x@sha256:1\n  signer     a@b\\n  signer     somebody\\x1b[2K\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
 }
