@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,6 +22,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 
 	gw "github.com/stepd/stepd/proto/gateway/stepd/v1"
 	stepdv1 "github.com/stepd/stepd/proto/stepd/v1"
@@ -44,12 +46,12 @@ func (s *server) gateway(ctx context.Context, service *rpc.Server) (http.Handler
 	}
 	s.conn = conn
 	mux := runtime.NewServeMux(
-		runtime.WithMarshalerOption(runtime.MIMEWildcard, &runtime.JSONPb{
+		runtime.WithMarshalerOption(runtime.MIMEWildcard, wholeJSON{&runtime.JSONPb{
 			// Every declared key is there, null when there is nothing to say. Kargo's
 			// expressions fail on keys that are missing.
 			MarshalOptions:   protojson.MarshalOptions{EmitUnpopulated: true},
 			UnmarshalOptions: protojson.UnmarshalOptions{DiscardUnknown: false},
-		}),
+		}}),
 		runtime.WithErrorHandler(writeError),
 		runtime.WithDisablePathLengthFallback(),
 	)
@@ -65,6 +67,29 @@ func (s *server) gateway(ctx context.Context, service *rpc.Server) (http.Handler
 	root.Handle("GET /healthz", alive())
 	root.Handle("GET /readyz", s.ready())
 	return root, nil
+}
+
+// wholeJSON reads a request to its end: of several values the gateway's own
+// decoder takes the first and drops the rest.
+type wholeJSON struct{ *runtime.JSONPb }
+
+// NewDecoder implements runtime.Marshaler. An empty request is io.EOF, which the
+// gateway takes for an empty message.
+func (m wholeJSON) NewDecoder(r io.Reader) runtime.Decoder {
+	return runtime.DecoderFunc(func(v any) error {
+		text, err := io.ReadAll(r) // guard limits it
+		if err != nil {
+			return err
+		}
+		if len(bytes.TrimSpace(text)) == 0 {
+			return io.EOF
+		}
+		message, ok := v.(proto.Message)
+		if !ok {
+			return fmt.Errorf("cannot decode a request into a %T", v)
+		}
+		return m.UnmarshalOptions.Unmarshal(text, message)
+	})
 }
 
 // guard refuses what no client of the API sends: a browser's requests, other
