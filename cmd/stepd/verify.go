@@ -44,7 +44,7 @@ used, and 1 if no decision could be made, for example because the registry fails
 
 // verifyMemory is what Go may manage while one artifact is verified. With the
 // program itself it stays below 64 MiB, however large the candidates are.
-const verifyMemory = 32 << 20
+const verifyMemory = 24 << 20
 
 // verifyFlags are the policy as flags.
 type verifyFlags struct {
