@@ -60,6 +60,11 @@ func ParseOperatorPolicy(data []byte, trust TrustFiles) (*OperatorPolicy, error)
 	if err := strictyaml.Unmarshal(data, &file); err != nil {
 		return nil, fmt.Errorf("cannot parse the operator's policy: %w", err)
 	}
+	if len(file.Forbid) == 0 && len(file.Repositories) == 0 && file.OtherRepositories != "deny" {
+		// Nobody writes that; it is a file that was left empty, or a key that was
+		// not filled in.
+		return nil, errors.New("the operator's policy asks for nothing: give it forbid, repositories or otherRepositories: deny")
+	}
 	p := &OperatorPolicy{forbid: file.Forbid}
 	for _, f := range file.Forbid {
 		if !slices.Contains(weakenable(), f) {
