@@ -103,7 +103,7 @@ func bounds(pb *protobundle.Bundle) error {
 		}
 	}
 	if err := ociart.CheckValues(pb.GetDsseEnvelope().GetPayload()); err != nil {
-		return errors.New("its statement has more values than any honest one")
+		return fmt.Errorf("its statement: %w", err)
 	}
 	return nil
 }
