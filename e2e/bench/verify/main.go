@@ -35,7 +35,7 @@ import (
 )
 
 // rounds is how often each is measured; the median counts.
-const rounds = 9
+const rounds = 15
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -90,7 +90,7 @@ func bench(ctx context.Context, out io.Writer) (err error) {
 		if err != nil {
 			return fmt.Errorf("%s: %w", form, err)
 		}
-		w.printf("%s\t%s\t%s\t%d\t%s\t%s\t%.0f\t%d\t%s\t%s\t%.0f\t%d\t%.1fx\t%.1fx\t\n", form,
+		w.printf("%s\t%s\t%s\t%d\t%s\t%s\t%.1f\t%d\t%s\t%s\t%.1f\t%d\t%.1fx\t%.1fx\t\n", form,
 			ms(inProcess.wall), ms(inProcess.cpu), inProcess.requests,
 			ms(process.wall), ms(process.cpu), process.mib, process.requests,
 			ms(baseline.wall), ms(baseline.cpu), baseline.mib, baseline.requests,
@@ -135,51 +135,57 @@ func (b *bencher) form(ctx context.Context, form sigstore.Form) (inProcess, proc
 		return
 	}
 	ref := repository + ":" + config.Tag()
-	if inProcess, err = b.measure(ctx, func() (cost, error) { return b.inProcess(ctx, form, ref) }); err != nil {
+	costs, err := b.measure(ctx,
+		func() (cost, error) { return b.inProcess(ctx, form, ref) },
+		func() (cost, error) {
+			return command(exec.CommandContext(ctx, b.stepd, append(b.stepdArgs(form, ref), "--download", b.file())...))
+		},
+		func() (cost, error) {
+			verify, err := command(b.stack.CosignCommand(ctx, 3, b.stack.VerifyArgs(form, run, ref)...))
+			if err != nil {
+				return cost{}, err
+			}
+			pull, err := command(exec.CommandContext(ctx, b.self, "pull", ref, b.file()))
+			return cost{wall: verify.wall + pull.wall, cpu: verify.cpu + pull.cpu, mib: max(verify.mib, pull.mib)}, err
+		})
+	if err != nil {
 		return
 	}
-	if process, err = b.measure(ctx, func() (cost, error) {
-		return command(exec.CommandContext(ctx, b.stepd, append(b.stepdArgs(form, ref), "--download", b.file())...))
-	}); err != nil {
-		return
-	}
-	baseline, err = b.measure(ctx, func() (cost, error) {
-		verify, err := command(b.stack.CosignCommand(ctx, 3, b.stack.VerifyArgs(form, run, ref)...))
-		if err != nil {
-			return cost{}, err
-		}
-		pull, err := command(exec.CommandContext(ctx, b.self, "pull", ref, b.file()))
-		return cost{wall: verify.wall + pull.wall, cpu: verify.cpu + pull.cpu, mib: max(verify.mib, pull.mib)}, err
-	})
-	return
+	return costs[0], costs[1], costs[2], nil
 }
 
-// measure runs f once to warm up and then rounds times.
-func (b *bencher) measure(ctx context.Context, f func() (cost, error)) (cost, error) {
-	if _, err := f(); err != nil {
-		return cost{}, err
+// measure runs each of fs once to warm up and then rounds times, in turn, so
+// that a machine whose speed changes meanwhile changes all of them.
+func (b *bencher) measure(ctx context.Context, fs ...func() (cost, error)) ([]cost, error) {
+	all := make([][]cost, len(fs))
+	for round := range 1 + rounds {
+		for i, f := range fs {
+			if _, err := b.registry.requests(ctx); err != nil {
+				return nil, err
+			}
+			c, err := f()
+			if err != nil {
+				return nil, err
+			}
+			if c.requests, err = b.registry.requests(ctx); err != nil {
+				return nil, err
+			}
+			if round > 0 {
+				all[i] = append(all[i], c)
+			}
+		}
 	}
-	var all []cost
-	for range rounds {
-		if _, err := b.registry.requests(ctx); err != nil {
-			return cost{}, err
+	medians := make([]cost, len(fs))
+	for i := range fs {
+		median := func(less func(a, b cost) int) cost { slices.SortFunc(all[i], less); return all[i][len(all[i])/2] }
+		medians[i] = cost{
+			wall:     median(func(a, b cost) int { return int(a.wall - b.wall) }).wall,
+			cpu:      median(func(a, b cost) int { return int(a.cpu - b.cpu) }).cpu,
+			mib:      median(func(a, b cost) int { return int(1000 * (a.mib - b.mib)) }).mib,
+			requests: median(func(a, b cost) int { return a.requests - b.requests }).requests,
 		}
-		c, err := f()
-		if err != nil {
-			return cost{}, err
-		}
-		if c.requests, err = b.registry.requests(ctx); err != nil {
-			return cost{}, err
-		}
-		all = append(all, c)
 	}
-	median := func(less func(a, b cost) int) cost { slices.SortFunc(all, less); return all[len(all)/2] }
-	return cost{
-		wall:     median(func(a, b cost) int { return int(a.wall - b.wall) }).wall,
-		cpu:      median(func(a, b cost) int { return int(a.cpu - b.cpu) }).cpu,
-		mib:      median(func(a, b cost) int { return int(1000 * (a.mib - b.mib)) }).mib,
-		requests: median(func(a, b cost) int { return a.requests - b.requests }).requests,
-	}, nil
+	return medians, nil
 }
 
 func (b *bencher) inProcess(ctx context.Context, form sigstore.Form, ref string) (cost, error) {
