@@ -89,19 +89,32 @@ func (p *printer) signer(alias string) {
 		return
 	}
 	p.printf("           verified %s@%s\n", rec.Repository, rec.Digest)
-	s := rec.Signer
-	for _, line := range []struct{ name, value string }{
-		{"signer", s.Subject}, {"issuer", s.Issuer}, {"public key", s.KeyID},
-		{"source", strings.TrimSpace(s.SourceRepository + " " + s.SourceRef)}, {"commit", s.SourceCommit}, {"run", s.RunURL},
-	} {
-		if line.value != "" {
-			p.printf("           %-10s %s\n", line.name, line.value)
-		}
-	}
-	if !s.SignedAt.IsZero() {
-		p.printf("           %-10s %s (%s)\n", "signed at", s.SignedAt.UTC().Format(time.RFC3339), s.TimeSource)
+	for _, line := range signedBy(rec.Signer) {
+		p.printf("           %-10s %s\n", line[0], line[1])
 	}
 }
+
+// signedBy says who signed, as lines of a name and a value.
+func signedBy(s verification.Signer) [][2]string {
+	signedAt := ""
+	if !s.SignedAt.IsZero() {
+		signedAt = s.SignedAt.UTC().Format(time.RFC3339) + " (" + s.TimeSource + ")"
+	}
+	var lines [][2]string
+	for _, line := range [][2]string{
+		{"signer", s.Subject}, {"issuer", s.Issuer}, {"public key", s.KeyID},
+		{"source", strings.TrimSpace(s.SourceRepository + " " + s.SourceRef)}, {"commit", s.SourceCommit},
+		{"run", s.RunURL}, {"signed at", signedAt},
+	} {
+		if line[1] != "" {
+			lines = append(lines, [2]string{line[0], oneLine(line[1])})
+		}
+	}
+	return lines
+}
+
+// oneLine keeps what somebody else wrote from looking like lines of ours.
+func oneLine(s string) string { return strings.ReplaceAll(s, "\n", `\n`) }
 
 // finish prints the effects and the outcome.
 func (p *printer) finish(r report, took time.Duration) {

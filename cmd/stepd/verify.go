@@ -397,27 +397,17 @@ func (r *verifyReport) print(a *app, format string, explain bool) error {
 			b.WriteString("\n")
 		}
 		fmt.Fprintf(&b, "verified %s@%s\n", acc.Repository, acc.Digest)
-		s := acc.Signer
-		signedAt := ""
-		if !s.SignedAt.IsZero() {
-			signedAt = s.SignedAt.UTC().Format("2006-01-02T15:04:05Z") + " (" + s.TimeSource + ")"
+		lines := signedBy(acc.Signer)
+		if len(acc.Weakened) > 0 {
+			lines = append(lines, [2]string{"weakened", oneLine(strings.Join(acc.Weakened, ", "))})
 		}
-		for _, line := range [][2]string{
-			{"signer", s.Subject}, {"issuer", s.Issuer}, {"public key", s.KeyID},
-			{"source", strings.TrimSpace(s.SourceRepository + " " + s.SourceRef)}, {"commit", s.SourceCommit},
-			{"run", s.RunURL}, {"signed at", signedAt}, {"weakened", strings.Join(acc.Weakened, ", ")},
-		} {
-			if line[1] != "" {
-				fmt.Fprintf(&b, "  %-10s %s\n", line[0], oneLine(line[1]))
-			}
+		for _, line := range lines {
+			fmt.Fprintf(&b, "  %-10s %s\n", line[0], line[1])
 		}
 	}
 	_, err := io.WriteString(a.out, printable(b.String()))
 	return err
 }
-
-// oneLine keeps what somebody else wrote from looking like lines of ours.
-func oneLine(s string) string { return strings.ReplaceAll(s, "\n", `\n`) }
 
 func (r *verifyReport) printJSON(a *app, explain bool) error {
 	out := map[string]any{"verified": r.accepted != nil, "rejected": []any{}}

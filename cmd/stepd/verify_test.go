@@ -8,8 +8,10 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/stepd/stepd/internal/ociart/ocitest"
+	"github.com/stepd/stepd/internal/redact"
 	"github.com/stepd/stepd/internal/sharedata"
 	"github.com/stepd/stepd/internal/verification"
+	"github.com/stepd/stepd/runner"
 	"github.com/stepd/stepd/steps/ociverified"
 )
 
@@ -51,6 +53,24 @@ func TestVerifyReportLines(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got, want := out.String(), "verified r/x@sha256:1\n  signer     a@b\\n  signer     somebody\\x1b[2K\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// stepd run says who signed in the same way.
+func TestRunReportLines(t *testing.T) {
+	var out strings.Builder
+	ledger := &verification.Memory{}
+	key := verification.Key{Project: "p", Promotion: "prd.01.abc", Alias: "config"}
+	if err := ledger.Put(t.Context(), key, verification.Record{
+		Repository: "r/x", Digest: "sha256:1", Signer: verification.Signer{Subject: "a@b\n           signer     somebody"},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	p := newPrinter(&app{redactor: &redact.Redactor{}}, &out, ledger, runner.Promotion{Project: "p", Name: "prd.01.abc"})
+	p.signer("config")
+	want := "           verified r/x@sha256:1\n           signer     a@b\\n           signer     somebody\n"
+	if got := out.String(); got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
