@@ -418,8 +418,8 @@ const (
 )
 
 // judge decides by state, in this order: our own commit is on the branch; the
-// work tree has commits that were never pushed; nothing is to change; a newer promotion has superseded this one; somebody
-// else changed the same path; push.
+// work tree has commits that were never pushed; nothing is to change; a newer
+// promotion has superseded this one; somebody else changed the same path; push.
 func (o *owner) judge(ctx context.Context, j *job, trees *gitrepo.Trees, h gitrepo.History) (verdict, error) {
 	if out, err := o.findOwn(ctx, j, h, trees); out != nil || err != nil {
 		return verdict{out: out, certain: true}, err

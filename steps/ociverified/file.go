@@ -93,13 +93,14 @@ func removeLeftovers(root *os.Root, name string) error {
 		return nil //nolint:nilerr // likewise
 	}
 	defer func() { _ = dir.Close() }()
+	prefix := tempPrefix(name)
 	for {
 		entries, err := dir.ReadDir(256)
 		if err != nil {
 			return nil //nolint:nilerr // io.EOF, or not a directory
 		}
 		for _, e := range entries {
-			if !strings.HasPrefix(e.Name(), tempPrefix(name)) {
+			if !strings.HasPrefix(e.Name(), prefix) {
 				continue
 			}
 			if err := root.Remove(path.Join(path.Dir(name), e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {

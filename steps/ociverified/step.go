@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -224,20 +223,19 @@ func (o *Options) accept(ctx context.Context, sc *steps.Context, cfg *config, cr
 // checkManifest compares the signed manifest with what was asked for, and
 // finds the layer.
 func checkManifest(name string, m *ocispec.Manifest, cfg *config, verdict *sigverify.Verdict, explain func(sigverify.Check)) (ocispec.Descriptor, error) {
-	refuse := func(missing, remedy string) (ocispec.Descriptor, error) {
-		what, why, _ := strings.Cut(missing, ": ")
+	refuse := func(what, why, remedy string) (ocispec.Descriptor, error) {
 		explain(sigverify.Check{Name: what, Evidence: why})
-		return ocispec.Descriptor{}, &sigverify.RefusedError{Artifact: name, Missing: []string{missing}, Signed: true, Rejected: verdict.Rejected, Remedy: remedy}
+		return ocispec.Descriptor{}, &sigverify.RefusedError{Artifact: name, Missing: []string{what + ": " + why}, Signed: true, Rejected: verdict.Rejected, Remedy: remedy}
 	}
 	for _, k := range slices.Sorted(maps.Keys(cfg.Verify.Annotations)) {
 		want := cfg.Verify.Annotations[k]
 		have, ok := m.Annotations[k]
 		switch {
 		case !ok:
-			return refuse(fmt.Sprintf("manifest: the signed manifest has no annotation %s, expected %s", ociart.Quote(k), ociart.Quote(want)),
+			return refuse("manifest", fmt.Sprintf("the signed manifest has no annotation %s, expected %s", ociart.Quote(k), ociart.Quote(want)),
 				"Push the artifact with this annotation, or correct verify.annotations")
 		case have != want:
-			return refuse(fmt.Sprintf("manifest: the signed manifest's annotation %s is %s, expected %s", ociart.Quote(k), ociart.Quote(have), ociart.Quote(want)),
+			return refuse("manifest", fmt.Sprintf("the signed manifest's annotation %s is %s, expected %s", ociart.Quote(k), ociart.Quote(have), ociart.Quote(want)),
 				"The tag points at another artifact than its name says: have the right one pushed under it, or correct verify.annotations")
 		}
 		explain(sigverify.Check{Name: "annotation", OK: true, Evidence: k + " is " + ociart.Quote(have)})
@@ -247,22 +245,22 @@ func checkManifest(name string, m *ocispec.Manifest, cfg *config, verdict *sigve
 	case artifactType(m):
 		explain(sigverify.Check{Name: "artifact type", OK: true, Evidence: ociart.Quote(want)})
 	default:
-		return refuse(fmt.Sprintf("manifest: its artifact type is %s, expected %s", ociart.Quote(artifactType(m)), ociart.Quote(want)), "Correct artifactType, or name another artifact")
+		return refuse("manifest", fmt.Sprintf("its artifact type is %s, expected %s", ociart.Quote(artifactType(m)), ociart.Quote(want)), "Correct artifactType, or name another artifact")
 	}
 	for _, l := range m.Layers {
 		if cfg.MediaType != "" && l.MediaType != cfg.MediaType {
 			continue
 		}
 		if l.Size > cfg.MaxSize {
-			return refuse(fmt.Sprintf("layer: it is %d bytes, and maxSize is %d", l.Size, cfg.MaxSize), "Raise maxSize if this is meant to be so large")
+			return refuse("layer", fmt.Sprintf("it is %d bytes, and maxSize is %d", l.Size, cfg.MaxSize), "Raise maxSize if this is meant to be so large")
 		}
 		explain(sigverify.Check{Name: "layer", OK: true, Evidence: fmt.Sprintf("%s, %d bytes, %s", l.Digest, l.Size, ociart.Quote(l.MediaType))})
 		return l, nil
 	}
 	if cfg.MediaType == "" {
-		return refuse("layer: the signed manifest has no layers", "Name another artifact")
+		return refuse("layer", "the signed manifest has no layers", "Name another artifact")
 	}
-	return refuse(fmt.Sprintf("layer: the signed manifest has no layer of media type %s", ociart.Quote(cfg.MediaType)), "Correct mediaType, or name another artifact")
+	return refuse("layer", fmt.Sprintf("the signed manifest has no layer of media type %s", ociart.Quote(cfg.MediaType)), "Correct mediaType, or name another artifact")
 }
 
 // artifactType is the manifest's own, or its config's media type (OCI image
