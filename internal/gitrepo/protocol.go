@@ -29,8 +29,15 @@ type profile struct {
 	// filter: partial fetches; shallow: fetches by depth; byID: any object can
 	// be asked for; multiAck: wants it on every v0 request.
 	filter, shallow, byID, multiAck bool
-	// noTreeDepth: knows no filter tree:1.
-	noTreeDepth bool
+	// noTreeDepth: knows no filter tree:1. treesAlone: does not give trees and
+	// history in one answer.
+	noTreeDepth, treesAlone bool
+}
+
+// bringsAncestors tells whether a fetch of trees by id can bring commits, to a
+// depth, and no other trees.
+func (p profile) bringsAncestors() bool {
+	return p.filter && p.shallow && p.byID && !p.treesAlone
 }
 
 // assumed is what nearly every HTTP server since 2018 can do. When it proves

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -14,16 +15,17 @@ import (
 	"github.com/go-git/go-git/v5/plumbing"
 )
 
-// firstWindow is how many commits come with the first fetch of a tip: enough
+// firstWindow is how many commits, the tip included, come with its trees: enough
 // for a look-back over the last few minutes of most repositories, at about
 // 200 bytes each.
-const firstWindow = 5
+const firstWindow = 8
 
 // remote is a Remote over a wire. How it fetches depends on the server, in
 // steps from cheap to possible:
 //
 //  1. filters, any object by id: the commit and its root tree, then the trees
-//     on the paths, level by level
+//     on the paths, level by level. The commits before it come with the second
+//     request: in the first, the server would send their root trees as well
 //  2. filters only: all trees of the tip, no blobs, depth 1
 //  3. no filters: depth 1, blobs read past and dropped
 //  4. not even depth: everything, read past and dropped
@@ -202,24 +204,28 @@ func (r *remote) fetch(ctx context.Context, pr profile, q fetchQuery, blobs bool
 
 // Commit implements Remote.
 func (r *remote) Commit(ctx context.Context, id Hash) (*Commit, error) {
-	return r.commit(ctx, id, firstWindow)
+	return r.commit(ctx, id, false)
 }
 
-// commit makes sure a commit is in the store, with up to window-1 of its
-// ancestors when it was not.
-func (r *remote) commit(ctx context.Context, id Hash, window int) (*Commit, error) {
+// commit makes sure a commit is in the store. When it was not, its root tree and
+// firstWindow-1 of its ancestors come with it; or, where trees are fetched next,
+// and can bring them, no ancestors.
+func (r *remote) commit(ctx context.Context, id Hash, treesNext bool) (*Commit, error) {
 	if c, ok := r.store.commit(id); ok {
 		return c, nil
 	}
 	err := r.with(ctx, func(ctx context.Context, pr profile) error {
 		if !pr.filter {
-			return r.fetchAll(ctx, pr, id, window)
+			return r.fetchAll(ctx, pr, id, firstWindow)
 		}
 		q := fetchQuery{wants: []Hash{id}, filter: "tree:0"}
 		if pr.shallow {
-			q.depth = window
+			q.depth = firstWindow
+			if treesNext && pr.bringsAncestors() {
+				q.depth = 1
+			}
 		}
-		if window <= firstWindow && pr.byID && !pr.noTreeDepth {
+		if pr.byID && !pr.noTreeDepth {
 			q.filter = "tree:1" // the root tree is wanted next
 			err := r.fetch(ctx, pr, q, false)
 			if err == nil || !pr.known || !misunderstood(err) {
@@ -283,7 +289,8 @@ func (r *remote) Trees(ctx context.Context, commit Hash, paths []string, hint Ha
 			return nil, fmt.Errorf("cannot read %s: %w", r.url, err)
 		}
 	}
-	c, err := r.commit(ctx, commit, firstWindow)
+	level := parentDirs(paths)
+	c, err := r.commit(ctx, commit, len(level) > 0)
 	if err != nil {
 		return nil, err
 	}
@@ -296,7 +303,6 @@ func (r *remote) Trees(ctx context.Context, commit Hash, paths []string, hint Ha
 		return nil, fmt.Errorf("cannot read %s: %w", r.url, &MissingError{ID: c.Tree})
 	}
 	t.dirs[""] = root
-	level := parentDirs(paths)
 	for len(level) > 0 {
 		next := map[string]Hash{} // path of a directory → its tree
 		var missing []Hash
@@ -332,7 +338,9 @@ func (r *remote) Trees(ctx context.Context, commit Hash, paths []string, hint Ha
 	return t, nil
 }
 
-// loadTrees makes sure that trees, which belong to commit, are in the store.
+// loadTrees makes sure that trees, which belong to commit, are in the store. If
+// a fetch is needed, and nothing is known of what came before commit, that comes
+// along.
 func (r *remote) loadTrees(ctx context.Context, commit Hash, ids []Hash) error {
 	var missing []Hash
 	for _, id := range ids {
@@ -346,7 +354,19 @@ func (r *remote) loadTrees(ctx context.Context, commit Hash, ids []Hash) error {
 	err := r.with(ctx, func(ctx context.Context, pr profile) error {
 		switch {
 		case pr.filter && pr.byID:
-			return r.fetch(ctx, pr, fetchQuery{wants: missing, filter: "tree:0"}, false)
+			if older := r.unknownParents(commit); len(older) > 0 && pr.bringsAncestors() {
+				q := fetchQuery{wants: append(older, missing...), depth: firstWindow - 1, filter: "tree:0"}
+				err := r.fetch(ctx, pr, q, false)
+				if err == nil || !pr.known || !misunderstood(err) {
+					return err
+				}
+				pr.treesAlone = true
+			}
+			err := r.fetch(ctx, pr, fetchQuery{wants: missing, filter: "tree:0"}, false)
+			if err == nil && pr.treesAlone {
+				r.learned.set(r.key, pr)
+			}
+			return err
 		case pr.filter:
 			q := fetchQuery{wants: []Hash{commit}, filter: "blob:none"}
 			if pr.shallow {
@@ -364,6 +384,20 @@ func (r *remote) loadTrees(ctx context.Context, commit Hash, ids []Hash) error {
 		return fmt.Errorf("cannot read the trees of %s at %s: %w", r.url, commit, err)
 	}
 	return nil
+}
+
+// unknownParents are the parents of a commit if none of them is known.
+func (r *remote) unknownParents(id Hash) []Hash {
+	c, ok := r.store.commit(id)
+	if !ok {
+		return nil
+	}
+	for _, p := range c.Parents {
+		if _, ok := r.store.commit(p); ok {
+			return nil
+		}
+	}
+	return slices.Clone(c.Parents)
 }
 
 // Blobs implements Remote.

@@ -1,11 +1,14 @@
 package gitrepo
 
 import (
+	"bytes"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/stepd/stepd/internal/effects"
@@ -210,6 +213,79 @@ func TestCostDoesNotGrowWithTheRepository(t *testing.T) {
 		t.Logf("%s: up %d down %d", tc.name, cold.Up, cold.Down)
 		if limit := int64(40*(tc.dirs+tc.perDir) + 4<<10); cold.Down > limit {
 			t.Errorf("%s: cold received %d bytes, want at most %d", tc.name, cold.Down, limit)
+		}
+	}
+}
+
+// The commits before the tip come with what is fetched anyway, and from a
+// server that does not give them so, by themselves.
+func TestLookBackComesWithTheTrees(t *testing.T) {
+	var refused int
+	refuse := func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			body, err := io.ReadAll(r.Body)
+			if err != nil {
+				t.Error(err)
+			}
+			if bytes.Contains(body, []byte("deepen ")) && bytes.Count(body, []byte("want ")) > 1 {
+				refused++
+				w.Header().Set("Content-Type", "application/x-git-upload-pack-result")
+				_, _ = io.WriteString(w, "0010ERR not so\n")
+				return
+			}
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			h.ServeHTTP(w, r)
+		})
+	}
+	for _, tc := range []struct {
+		reason                 string
+		path                   string
+		wrap                   func(http.Handler) http.Handler
+		trees, history, refuse int
+	}{
+		{"with the directory's tree", "d0003/f0003.yaml", nil, 2, 0, 0},
+		{"with the tip, when no other tree is needed", "new.yaml", nil, 1, 0, 0},
+		{"with nothing, when the directory is a new one", "new/new.yaml", nil, 1, 1, 0},
+		// The tip, refused, what the server can do, refused, the directory.
+		{"a server that gives one at a time", "d0003/f0003.yaml", refuse, 5, 1, 2},
+	} {
+		s := gittest.New(t)
+		url := s.MustCreate(t, "r.git")
+		if err := s.Seed("r.git", 10, 10, 20); err != nil {
+			t.Fatal(err)
+		}
+		tip := plumbing.NewHash(s.MustGit(t, "r.git", "rev-parse", "main"))
+		refused = 0
+		s.Wrap(tc.wrap)
+		d := NewLive(LiveOptions{})
+		for i, round := range []string{"first", "after it was learned"} {
+			// Other credentials: what is known of the server stays, no object does.
+			r, err := d.Dial(t.Context(), Target{URL: url, Credentials: Credentials{Username: round}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.ResetStats()
+			if _, err := r.Trees(t.Context(), tip, []string{tc.path}, ZeroHash); err != nil {
+				t.Fatalf("%s: %v", tc.reason, err)
+			}
+			if i > 0 && tc.wrap != nil { // the tip with the commits before it, the directory
+				tc.trees, tc.history, tc.refuse = 2, 0, 0
+			}
+			if n := len(s.Requests()); n != tc.trees {
+				t.Errorf("%s, %s: the trees took %d requests, want %d", tc.reason, round, n, tc.trees)
+			}
+			if refused != tc.refuse {
+				t.Errorf("%s, %s: %d refusals, want %d", tc.reason, round, refused, tc.refuse)
+			}
+			refused = 0
+			s.ResetStats()
+			h, err := r.History(t.Context(), HistoryQuery{Tip: tip, Max: firstWindow - 1})
+			if err != nil || len(h.Commits) != firstWindow-1 {
+				t.Fatalf("%s, %s: %d commits, err %v", tc.reason, round, len(h.Commits), err)
+			}
+			if n := len(s.Requests()); n != tc.history {
+				t.Errorf("%s, %s: the look-back took %d requests, want %d", tc.reason, round, n, tc.history)
+			}
 		}
 	}
 }

@@ -224,48 +224,21 @@ func (o *owner) tryPlan(ctx context.Context, p *plan, batch []*job) (stale bool,
 	return false, o.saveIntents(ctx, p)
 }
 
-// read reads the trees of the tip along the paths of all jobs, and at the same
-// time the part of the branch that each job looks back on.
+// read reads the trees of the tip along the paths of all jobs, and the part of
+// the branch that each job looks back on; in most cases that has come with the
+// trees.
 func (o *owner) read(ctx context.Context, jobs []*job) (*gitrepo.Trees, []gitrepo.History, error) {
-	histories := make([]gitrepo.History, len(jobs))
-	lookBack := func(ctx context.Context) (err error) {
-		for i, j := range jobs {
-			if histories[i], err = o.history(ctx, j); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	if o.tip.start.IsZero() || !o.hint.IsZero() { // what came since the hint brings trees and commits in one go
-		trees, err := o.trees(ctx, jobs)
-		if err == nil {
-			err = lookBack(ctx)
-		}
-		return trees, histories, err
-	}
-	// Both need the tip and the few commits that come with it.
-	if _, err := o.remote.Commit(ctx, o.tip.start); err != nil {
-		return nil, nil, err
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	looked := make(chan error, 1)
-	go func() {
-		err := errors.New("internal error: the look-back panicked")
-		defer func() {
-			_ = recover() // as in processSafely
-			looked <- err
-		}()
-		err = lookBack(ctx)
-	}()
 	trees, err := o.trees(ctx, jobs)
 	if err != nil {
-		cancel()
+		return nil, nil, err
 	}
-	if lookErr := <-looked; err == nil {
-		err = lookErr
+	histories := make([]gitrepo.History, len(jobs))
+	for i, j := range jobs {
+		if histories[i], err = o.history(ctx, j); err != nil {
+			return nil, nil, err
+		}
 	}
-	return trees, histories, err
+	return trees, histories, nil
 }
 
 // trees are those of the tip along the paths of all jobs.
