@@ -10,8 +10,8 @@ help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
 
 .PHONY: build
-build: ## build bin/stepd, and bin/stepd-helm for the Helm steps
-	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/stepd ./cmd/stepd-helm # static: a fifth less memory, and no libc
+build: ## build bin/stepd, bin/stepd-serve for its verbs serve and webhook, and bin/stepd-helm for the Helm steps
+	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/stepd ./cmd/stepd-serve ./cmd/stepd-helm # static: a fifth less memory, and no libc
 
 .PHONY: image
 image: ## the container image for amd64 and arm64 in bin/image, as an OCI layout; needs no container engine

@@ -63,6 +63,13 @@ func TestImage(t *testing.T) {
 	if err != nil || !strings.HasPrefix(string(out), "stepd ") {
 		t.Errorf("the entrypoint does not run: %v\n%s", err, out)
 	}
+	// The verbs that are installed in a cluster are another program's.
+	for _, verb := range []string{"serve", "webhook"} {
+		out, err := exec.CommandContext(t.Context(), filepath.Join(root, config.Config.Entrypoint[0]), verb, "--help").CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "--metrics") {
+			t.Errorf("the entrypoint does not run %s: %v\n%s", verb, err, out)
+		}
+	}
 	authorities, err := os.ReadFile(filepath.Join(root, "etc/ssl/certs/ca-certificates.crt"))
 	if err != nil {
 		t.Fatal(err)
@@ -217,7 +224,7 @@ func checkBOM(t *testing.T, file, root string) {
 			}
 		}
 	}
-	for _, program := range []string{"stepd", "stepd-helm"} {
+	for _, program := range []string{"stepd", "stepd-serve", "stepd-helm"} {
 		info, err := buildinfo.ReadFile(filepath.Join(root, "usr/local/bin", program))
 		if err != nil {
 			t.Fatal(err)

@@ -24,13 +24,14 @@ type program struct {
 }
 
 // build compiles the image's programs for a platform into dir. stepd, which the
-// image is named after, is the first. Nothing of the caller's environment but
-// where modules come from and are cached reaches the compiler.
+// image is named after, is the first; the one that changes least is the last.
+// Nothing of the caller's environment but where modules come from and are cached
+// reaches the compiler.
 func build(ctx context.Context, checkout, dir string, p ocispec.Platform) ([]program, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("cannot make a folder to build in: %w", err)
 	}
-	names := []string{"stepd", "stepd-helm"}
+	names := []string{"stepd", "stepd-serve", "stepd-helm"}
 	args := []string{"build", "-trimpath", "-buildvcs=auto", "-ldflags=-s -w", "-o", dir}
 	for _, name := range names {
 		args = append(args, "./cmd/"+name)

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"strings"
 	"testing"
+
+	"github.com/stepd/stepd/cmd/internal/cli"
 )
 
 // BenchmarkRunOneStep is a whole `stepd run` in this process, from the command
@@ -14,7 +16,7 @@ func BenchmarkRunOneStep(b *testing.B) {
 		spec: {steps: [{uses: compose-output, config: {a: "${{ 1 + 1 }}"}}]}}`
 	for b.Loop() {
 		var stdout, stderr bytes.Buffer
-		if code := run(b.Context(), []string{"run", "-f", "-"}, stdio{in: strings.NewReader(task), out: &stdout, err: &stderr}); code != exitOK {
+		if code := cli.Run(b.Context(), newRootCommand, []string{"run", "-f", "-"}, cli.Stdio{In: strings.NewReader(task), Out: &stdout, Err: &stderr}); code != cli.ExitOK {
 			b.Fatalf("exit code %d\n%s", code, &stderr)
 		}
 	}

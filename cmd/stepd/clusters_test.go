@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/stepd/stepd/cmd/internal/cli"
 )
 
 const clusterPlugin = `package main
@@ -81,18 +83,18 @@ func TestClusterAccess(t *testing.T) {
 		code                        int
 		says                        string
 	}{
-		{"granted", "access-argocd", "PATCH", app, true, exitOK, "PATCH reached the cluster"},
-		{"not granted", "", "PATCH", app, true, exitOK, "no access"},
-		{"beyond what was granted", "access-argocd", "GET", "/api/v1/namespaces/argocd/secrets/s", true, exitFailed, "the capability does not cover it"},
-		{"a dry run reads", "access-argocd", "GET", app, false, exitOK, "GET reached the cluster"},
-		{"a dry run changes nothing", "access-argocd", "PATCH", app, false, exitFailed, "nothing is changed in a dry run"},
+		{"granted", "access-argocd", "PATCH", app, true, cli.ExitOK, "PATCH reached the cluster"},
+		{"not granted", "", "PATCH", app, true, cli.ExitOK, "no access"},
+		{"beyond what was granted", "access-argocd", "GET", "/api/v1/namespaces/argocd/secrets/s", true, cli.ExitFailed, "the capability does not cover it"},
+		{"a dry run reads", "access-argocd", "GET", app, false, cli.ExitOK, "GET reached the cluster"},
+		{"a dry run changes nothing", "access-argocd", "PATCH", app, false, cli.ExitFailed, "nothing is changed in a dry run"},
 	} {
 		t.Setenv("XDG_DATA_HOME", t.TempDir())
 		install := []string{"plugin", "install", program}
 		if tc.grant != "" {
 			install = append(install, "--grant", tc.grant)
 		}
-		if out, code := stepd(t, install...); code != exitOK {
+		if out, code := stepd(t, install...); code != cli.ExitOK {
 			t.Fatalf("install: exit code %d\n%s", code, out)
 		}
 		task := filepath.Join(t.TempDir(), "task.yaml")

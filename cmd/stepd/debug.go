@@ -6,19 +6,20 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/stepd/stepd/cmd/internal/cli"
 	"github.com/stepd/stepd/runner/plugin"
 	"github.com/stepd/stepd/runner/plugin/protocol"
 )
 
 // newDebugging tells the user of each plugin that starts how to reach it, and
 // lets its first step wait for a line on stdin, or for the end of that.
-func newDebugging(run context.Context, a *app, workDir string, live bool) *plugin.Debugging {
-	d := &debugging{app: a, workDir: workDir, live: live, started: map[string]protocol.Reattach{}, lines: make(chan struct{})}
+func newDebugging(run context.Context, a *cli.App, workDir string, live bool) *plugin.Debugging {
+	d := &debugging{App: a, workDir: workDir, live: live, started: map[string]protocol.Reattach{}, lines: make(chan struct{})}
 	return &plugin.Debugging{Announce: d.announce, Run: run}
 }
 
 type debugging struct {
-	*app
+	*cli.App
 	workDir string
 	live    bool
 
@@ -40,10 +41,10 @@ func (d *debugging) announce(ctx context.Context, name string, at protocol.Reatt
 	if d.live {
 		flags += " --live"
 	}
-	d.statusf("plugin %s is process %d; attach a debugger with: dlv attach %d", name, at.Pid, at.Pid)
-	d.statusf("use it from another stepd run, with %s, by", flags)
-	d.statusf("%s", line)
-	d.statusf("its first step waits for Enter")
+	d.Statusf("plugin %s is process %d; attach a debugger with: dlv attach %d", name, at.Pid, at.Pid)
+	d.Statusf("use it from another stepd run, with %s, by", flags)
+	d.Statusf("%s", line)
+	d.Statusf("its first step waits for Enter")
 	d.reading.Do(func() { go d.read() })
 	select {
 	case <-d.lines:
@@ -57,7 +58,7 @@ func (d *debugging) announce(ctx context.Context, name string, at protocol.Reatt
 // terminal.
 func (d *debugging) read() {
 	defer close(d.lines)
-	for in := bufio.NewReader(d.in); ; {
+	for in := bufio.NewReader(d.In); ; {
 		if _, err := in.ReadString('\n'); err != nil {
 			return
 		}

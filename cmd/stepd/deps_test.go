@@ -2,22 +2,24 @@ package main
 
 import (
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 )
 
+// denial says why a program must not depend on packages below a path.
+type denial struct{ prefix, reason string }
+
+func (d denial) matches(dep string) bool {
+	return dep == d.prefix || strings.HasPrefix(dep, d.prefix+"/")
+}
+
 // TestNoServersInTheProduct keeps servers, storage and command packages of
-// registries, Sigstore and Kubernetes out of the binary; they belong to e2e/.
+// registries, Sigstore and Kubernetes out of stepd's programs; they belong to
+// e2e/. It also keeps out of stepd itself what only stepd-serve needs: a
+// start-up that each run and verify would pay for.
 func TestNoServersInTheProduct(t *testing.T) {
-	out, err := exec.Command("go", "list", "-deps", ".").Output()
-	if err != nil {
-		t.Fatalf("cannot list the dependencies: %v", err)
-	}
-	deps := strings.Fields(string(out))
-	if len(deps) < 100 {
-		t.Fatalf("only %d dependencies were listed", len(deps))
-	}
-	denied := []struct{ prefix, reason string }{
+	denied := []denial{
 		{"github.com/distribution/distribution", "a registry server"},
 		{"github.com/google/go-containerregistry/pkg/registry", "a registry server"},
 		{"github.com/google/go-containerregistry/cmd", "a command"},
@@ -50,10 +52,47 @@ func TestNoServersInTheProduct(t *testing.T) {
 		{"helm.sh/helm", "Helm is linked into stepd-helm"},
 		{"github.com/stepd/stepd/e2e", "the end-to-end module"},
 	}
-	for _, dep := range deps {
+	const serving = "linked into stepd-serve"
+	onlyServing := []denial{
+		{"github.com/stepd/stepd/cmd/internal/serving", serving},
+		{"github.com/stepd/stepd/internal/stepmetrics", serving},
+		{"github.com/stepd/stepd/kargo/admission", serving},
+		{"github.com/stepd/stepd/kargo/cluster", serving},
+		{"github.com/stepd/stepd/kargo/sidecar", serving},
+		{"github.com/stepd/stepd/kargo/wire", serving},
+		{"github.com/stepd/stepd/proto/gateway", serving},
+		{"github.com/stepd/stepd/runner/rpc/serve", serving},
+		{"github.com/prometheus", serving},
+		{"go.opentelemetry.io/contrib", serving},
+		{"go.opentelemetry.io/otel/exporters", serving},
+		{"go.opentelemetry.io/otel/sdk", serving},
+		{"go.opentelemetry.io/proto", serving},
+		{"k8s.io/api/admission", serving},
+		{"k8s.io/client-go/dynamic", serving},
+	}
+	for program, denied := range map[string][]denial{
+		"stepd":       slices.Concat(denied, onlyServing),
+		"stepd-serve": denied,
+	} {
+		out, err := exec.Command("go", "list", "-deps", "../"+program).Output()
+		if err != nil {
+			t.Fatalf("cannot list the dependencies of %s: %v", program, err)
+		}
+		deps := strings.Fields(string(out))
+		if len(deps) < 100 {
+			t.Fatalf("only %d dependencies of %s were listed", len(deps), program)
+		}
 		for _, d := range denied {
-			if dep == d.prefix || strings.HasPrefix(dep, d.prefix+"/") {
-				t.Errorf("the binary depends on %s: %s", dep, d.reason)
+			if i := slices.IndexFunc(deps, d.matches); i >= 0 {
+				t.Errorf("%s depends on %s: %s", program, deps[i], d.reason)
+			}
+		}
+		if program == "stepd" {
+			continue
+		}
+		for _, d := range onlyServing {
+			if !slices.ContainsFunc(deps, d.matches) {
+				t.Errorf("nothing depends on %s: it need not be denied to stepd", d.prefix)
 			}
 		}
 	}

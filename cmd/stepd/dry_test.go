@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/stepd/stepd/cmd/internal/cli"
 	"github.com/stepd/stepd/internal/effects"
 	"github.com/stepd/stepd/internal/gitrepo/gittest"
 )
@@ -176,9 +177,9 @@ func runBoth(t *testing.T, task, url, branch string, flags ...string) ran {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "work")
 	var stdout, stderr bytes.Buffer
-	code := run(t.Context(), append([]string{
+	code := cli.Run(t.Context(), newRootCommand, append([]string{
 		"run", "-f", "-", "--var", "repo=" + url, "--promotion", "both.01arz3ndektsv4rrffq69g5fav.abc", "--workdir", dir, "--keep", "-o", "json",
-	}, flags...), stdio{in: strings.NewReader(task), out: &stdout, err: &stderr})
+	}, flags...), cli.Stdio{In: strings.NewReader(task), Out: &stdout, Err: &stderr})
 	var rep report
 	if err := json.Unmarshal(stdout.Bytes(), &rep); err != nil {
 		t.Fatalf("exit code %d: %v\n%s", code, err, &stderr)

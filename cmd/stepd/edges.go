@@ -4,12 +4,13 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
 
+	"github.com/stepd/stepd/cmd/internal/cli"
+	"github.com/stepd/stepd/cmd/internal/hosting"
 	"github.com/stepd/stepd/internal/argocd"
 	"github.com/stepd/stepd/internal/credentials"
 	"github.com/stepd/stepd/internal/effects"
@@ -23,7 +24,6 @@ import (
 	"github.com/stepd/stepd/internal/redact"
 	"github.com/stepd/stepd/internal/verification"
 	"github.com/stepd/stepd/runner"
-	"github.com/stepd/stepd/runner/kargoapi"
 	"github.com/stepd/stepd/runner/load"
 	"github.com/stepd/stepd/schemas"
 	"github.com/stepd/stepd/steps"
@@ -49,18 +49,18 @@ type edgeFlags struct {
 	allowHTTP               []string
 	kubeconfig, kubeContext string
 	diffs                   bool
-	clusters                clusterFlags
-	plugins                 pluginFlags
+	clusters                hosting.ClusterFlags
+	plugins                 hosting.PluginFlags
 }
 
 func (f *edgeFlags) add(fl *pflag.FlagSet) {
 	fl.StringArrayVar(&f.allowHTTP, "allow-http", nil, "in a dry run, really send GET and HEAD requests of http steps to URLs below this one (repeatable)")
 	fl.BoolVar(&f.diffs, "diff", false, "with --live, show the diffs of atomic-commit too, each for one more request to the git server; a dry run shows all diffs")
 	fl.StringVar(&f.kubeconfig, "kubeconfig", "", "the cluster with Argo CD's resources: its Applications are synced with --live (default: syncs are recorded), and plugins that were granted access-argocd may use it")
-	f.clusters.addControlPlane(fl)
-	f.plugins.add(fl)
-	f.plugins.addServers(fl)
-	fl.BoolVar(&f.plugins.debug, "debug-plugin", false, "say how to reach each plugin with a debugger and from another stepd run, wait for Enter before its first step, and use the plugins that $STEPD_REATTACH_PLUGINS says run already")
+	f.clusters.AddControlPlane(fl)
+	f.plugins.Add(fl)
+	f.plugins.AddServers(fl)
+	fl.BoolVar(&f.plugins.Debug, "debug-plugin", false, "say how to reach each plugin with a debugger and from another stepd run, wait for Enter before its first step, and use the plugins that $STEPD_REATTACH_PLUGINS says run already")
 	fl.StringVar(&f.kubeContext, "kube-context", "", "context of --kubeconfig (default: its current one)")
 }
 
@@ -75,20 +75,20 @@ func (f *edgeFlags) suppressed() string {
 
 // newEdges makes the edges of one run. Credentials are made known to the
 // redactor, and to stateSecrets, before a step gets them.
-func newEdges(ctx context.Context, a *app, f edgeFlags, live bool, set *load.Set, resources builtin.Resources, stateSecrets *redact.Redactor) (*edges, error) {
+func newEdges(ctx context.Context, a *cli.App, f edgeFlags, live bool, set *load.Set, resources builtin.Resources, stateSecrets *redact.Redactor) (*edges, error) {
 	e := &edges{effects: &effects.Log{}, ledger: &verification.Memory{}}
-	source := stateSecrets.Credentials(a.redactor.Credentials(credentials.Chain(
-		credentials.FromSecrets(secretsOf(set), credentials.SecretOptions{
-			SharedNamespace: sharedNamespace(), AllowHTTP: os.Getenv("ALLOW_CREDENTIALS_OVER_HTTP") == "true",
+	source := stateSecrets.Credentials(a.Redactor.Credentials(credentials.Chain(
+		credentials.FromSecrets(hosting.CredentialSecrets(set), credentials.SecretOptions{
+			SharedNamespace: hosting.SharedNamespace(), AllowHTTP: os.Getenv("ALLOW_CREDENTIALS_OVER_HTTP") == "true",
 		}),
 		credentials.Local(credentials.LocalOptions{}),
 	)))
 	e.capabilities = steps.Capabilities{
 		Credentials: source,
-		GitUser:     a.redactor.GitUser(gitUserOf(set)),
+		GitUser:     a.Redactor.GitUser(hosting.DocumentGitUser(set)),
 	}
-	f.clusters.argocd, f.clusters.argocdContext = f.kubeconfig, f.kubeContext
-	if err := f.clusters.sources(&e.capabilities, live, e.effects); err != nil {
+	f.clusters.ArgoCD, f.clusters.ArgoCDContext = f.kubeconfig, f.kubeContext
+	if err := f.clusters.Sources(&e.capabilities, live, e.effects); err != nil {
 		return nil, err
 	}
 	registries := &ociart.Transports{}
@@ -141,8 +141,8 @@ func newEdges(ctx context.Context, a *app, f edgeFlags, live bool, set *load.Set
 	var intents string
 	if live {
 		var err error
-		if intents, err = stateDir("intents"); err != nil {
-			a.statusf("warning: atomic-commit will not run: %v", err)
+		if intents, err = hosting.StateDir("intents"); err != nil {
+			a.Statusf("warning: atomic-commit will not run: %v", err)
 		}
 		commits = gitrepo.NewLive(gitrepo.LiveOptions{Log: e.effects, Diffs: f.diffs, SSHAgent: agent})
 	} else {
@@ -158,23 +158,23 @@ func newEdges(ctx context.Context, a *app, f edgeFlags, live bool, set *load.Set
 	regs := append(builtin.Registrations(b),
 		ociverified.New(ociverified.Options{
 			Transports: registries,
-			Secrets:    a.redactor.Secrets(documentSecrets{set}),
+			Secrets:    a.Redactor.Secrets(hosting.DocumentSecrets{Set: set}),
 			Trust:      ociverified.BesideConfig{},
 			TUF:        tufCache(),
 			Ledger:     e.ledger,
-			UserAgent:  "stepd/" + readVersion().Version,
+			UserAgent:  "stepd/" + cli.ReadVersion().Version,
 		}),
 		configapply.New(configapply.Options{Ledger: e.ledger}),
 		atomiccommit.New(atomiccommit.Options{
 			Dialer:    commits,
 			IntentDir: intents,
 			Ledger:    e.ledger,
-			Secrets:   a.redactor.Secrets(documentSecrets{set}),
+			Secrets:   a.Redactor.Secrets(hosting.DocumentSecrets{Set: set}),
 		}),
 	)
 	// A plugin has edges of its own, so in a dry run it has no network.
-	f.plugins.noNetwork = !live
-	fromPlugins, donePlugins, err := f.plugins.open(ctx, a.log())
+	f.plugins.NoNetwork = !live
+	fromPlugins, donePlugins, err := f.plugins.Open(ctx, a.Log())
 	if err != nil {
 		return nil, err
 	}
@@ -187,59 +187,12 @@ func newEdges(ctx context.Context, a *app, f edgeFlags, live bool, set *load.Set
 	return e, nil
 }
 
-// stateDir is a directory of stepd's own that outlives the run: below
-// $XDG_STATE_HOME, or ~/.local/state (XDG Base Directory Specification).
-func stateDir(name string) (string, error) {
-	base := os.Getenv("XDG_STATE_HOME")
-	if !filepath.IsAbs(base) {
-		home, err := os.UserHomeDir()
-		if err != nil {
-			return "", fmt.Errorf("cannot find a place for state: %w; set XDG_STATE_HOME", err)
-		}
-		base = filepath.Join(home, ".local", "state")
-	}
-	return filepath.Join(base, "stepd", name), nil
-}
-
-func (e *edges) close(a *app) {
+func (e *edges) close(a *cli.App) {
 	for _, c := range e.closers {
 		if err := c(); err != nil {
-			a.statusf("warning: cannot clean up: %v", err)
+			a.Statusf("warning: cannot clean up: %v", err)
 		}
 	}
-}
-
-// sharedNamespace is where Kargo has shared Secrets and ConfigMaps.
-func sharedNamespace() string { return os.Getenv("SHARED_RESOURCES_NAMESPACE") }
-
-// secretsOf lists the Secrets among the documents by namespace; one without a
-// namespace is in all of them.
-func secretsOf(set *load.Set) func(context.Context, string) ([]credentials.Secret, error) {
-	return func(_ context.Context, namespace string) ([]credentials.Secret, error) {
-		var out []credentials.Secret
-		for _, d := range load.Of[*kargoapi.Secret](set) {
-			if d.Namespace != "" && d.Namespace != namespace {
-				continue
-			}
-			s, _ := load.As[*kargoapi.Secret](d)
-			out = append(out, credentials.Secret{Name: s.Name, Labels: s.Labels, Annotations: s.Annotations, Data: s.Values()})
-		}
-		return out, nil
-	}
-}
-
-// documentSecrets serves secretRef from the Secrets among the documents.
-type documentSecrets struct{ set *load.Set }
-
-// Secret implements steps.SecretSource.
-func (d documentSecrets) Secret(_ context.Context, project, name string) (map[string][]byte, error) {
-	for _, doc := range load.Of[*kargoapi.Secret](d.set) {
-		if doc.Name == name && (doc.Namespace == "" || doc.Namespace == project) {
-			s, _ := load.As[*kargoapi.Secret](doc)
-			return s.Values(), nil
-		}
-	}
-	return nil, fmt.Errorf("no Secret %q of project %q among the documents; load it with -f", name, project)
 }
 
 // stepKinds returns a registry that describes every kind of step but has no
@@ -252,7 +205,7 @@ func stepKinds() (*runner.Registry, error) {
 		reg.OutputSchema, _ = schemas.Output(kind)
 		regs = append(regs, reg)
 	}
-	fromPlugins, err := installedSteps()
+	fromPlugins, err := hosting.InstalledSteps()
 	if err != nil {
 		return nil, err
 	}

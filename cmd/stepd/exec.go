@@ -16,6 +16,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/stepd/stepd/cmd/internal/cli"
+	"github.com/stepd/stepd/cmd/internal/hosting"
 	"github.com/stepd/stepd/internal/configschema"
 	"github.com/stepd/stepd/internal/strictyaml"
 	"github.com/stepd/stepd/runner"
@@ -59,12 +61,12 @@ type execFlags struct {
 	config, project, stage, promotion, alias, actor string
 	timeout                                         time.Duration
 	secrets                                         []string
-	hosted                                          hostedFlags
-	clusters                                        clusterFlags
-	plugins                                         pluginFlags
+	hosted                                          hosting.StepFlags
+	clusters                                        hosting.ClusterFlags
+	plugins                                         hosting.PluginFlags
 }
 
-func newExecCommand(a *app) *cobra.Command {
+func newExecCommand(a *cli.App) *cobra.Command {
 	var f execFlags
 	cmd := &cobra.Command{
 		Use:   "exec KIND",
@@ -84,13 +86,13 @@ func newExecCommand(a *app) *cobra.Command {
 	fl.StringArrayVar(&f.secrets, "secrets", nil, "file or directory with Kargo credential Secrets (repeatable)")
 	format := &choice{value: "keyvalue", of: []string{"keyvalue", "json"}}
 	fl.Var(format, "format", "format of the outputs; output.source.format of the CustomPromotionStep has to say the same")
-	f.hosted.add(fl)
-	f.clusters.add(fl)
-	f.plugins.add(fl)
-	f.plugins.addServers(fl)
+	f.hosted.Add(fl)
+	f.clusters.Add(fl)
+	f.plugins.Add(fl)
+	f.plugins.AddServers(fl)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if f.timeout <= 0 {
-			return usageError("--timeout must be positive, not %s", f.timeout)
+			return cli.UsageErrorf("--timeout must be positive, not %s", f.timeout)
 		}
 		ctx, cancel := context.WithTimeout(cmd.Context(), f.timeout)
 		defer cancel()
@@ -102,81 +104,81 @@ func newExecCommand(a *app) *cobra.Command {
 // withinTail shortens an error whose beginning, which says what failed and
 // where, would not be in what Kargo shows of stderr. It is masked before it is
 // cut, so that no part of a secret is left.
-func withinTail(a *app, err error) error {
-	exit, ok := errors.AsType[*exitError](err)
-	if !ok || exit.err == nil {
+func withinTail(a *cli.App, err error) error {
+	exit, ok := errors.AsType[*cli.ExitError](err)
+	if !ok || exit.Err == nil {
 		return err
 	}
-	text := printable(a.redactor.String(exit.err.Error()))
+	text := cli.Printable(a.Redactor.String(exit.Err.Error()))
 	if len(text) <= maxLastLine {
 		return err
 	}
-	return &exitError{code: exit.code, err: fmt.Errorf("%s… (and %d bytes more)", strings.ToValidUTF8(text[:maxLastLine], ""), len(text)-maxLastLine)}
+	return &cli.ExitError{Code: exit.Code, Err: fmt.Errorf("%s… (and %d bytes more)", strings.ToValidUTF8(text[:maxLastLine], ""), len(text)-maxLastLine)}
 }
 
-func (f *execFlags) run(ctx context.Context, a *app, kind, format string) error {
+func (f *execFlags) run(ctx context.Context, a *cli.App, kind, format string) error {
 	sc, err := f.context(a, kind)
 	if err != nil {
-		return usageError("%w", err)
+		return cli.UsageErrorf("%w", err)
 	}
-	set, err := readSecrets(ctx, a, f.secrets)
+	set, err := hosting.ReadSecrets(ctx, a, f.secrets)
 	if err != nil {
-		return usageError("%w", err)
+		return cli.UsageErrorf("%w", err)
 	}
-	own, err := newHosted(f.hosted, ociverified.BesideConfig{}, a.redactor.Secrets(documentSecrets{set}), nil)
+	own, err := f.hosted.Steps(ociverified.BesideConfig{}, a.Redactor.Secrets(hosting.DocumentSecrets{Set: set}), nil)
 	if err != nil {
-		return usageError("%w", err)
+		return cli.UsageErrorf("%w", err)
 	}
-	fromPlugins, donePlugins, err := f.plugins.open(ctx, sc.Log)
+	fromPlugins, donePlugins, err := f.plugins.Open(ctx, sc.Log)
 	if err != nil {
-		return usageError("%w", err)
+		return cli.UsageErrorf("%w", err)
 	}
 	defer donePlugins()
-	registry, err := runner.NewRegistry(append(own.registrations, fromPlugins...)...)
+	registry, err := runner.NewRegistry(append(own, fromPlugins...)...)
 	if err != nil {
-		return usageError("%w", err)
+		return cli.UsageErrorf("%w", err)
 	}
 	reg, ok := registry.Lookup(kind)
 	if !ok {
-		return usageError("no step is named %q; there are %s", kind, strings.Join(registry.Kinds(), ", "))
+		return cli.UsageErrorf("no step is named %q; there are %s", kind, strings.Join(registry.Kinds(), ", "))
 	}
-	caps, err := documentCapabilities(a, set, f.clusters)
+	caps, err := hosting.DocumentCapabilities(a, set, f.clusters)
 	if err != nil {
-		return usageError("%w", err)
+		return cli.UsageErrorf("%w", err)
 	}
 	result, err := runToEnd(ctx, a, reg, caps, sc)
 	// What a failed step put out is put out all the same: Kargo shows it.
 	if writeErr := writeOutputs(a, result.Output, format); writeErr != nil {
-		return &exitError{code: exitFailed, err: errors.Join(err, writeErr)}
+		return &cli.ExitError{Code: cli.ExitFailed, Err: errors.Join(err, writeErr)}
 	}
 	return execOutcome(a, kind, result, err)
 }
 
 // execOutcome is the exit code and the last line on stderr.
-func execOutcome(a *app, kind string, r steps.Result, err error) error {
+func execOutcome(a *cli.App, kind string, r steps.Result, err error) error {
 	switch {
 	case errors.Is(err, steps.ErrConfig):
-		return usageError("%w", err)
+		return cli.UsageErrorf("%w", err)
 	case err != nil:
-		return &exitError{code: exitCode(err), err: fmt.Errorf("step %s %s: %w", kind, strings.ToLower(string(r.Status)), err)}
+		return &cli.ExitError{Code: exitCode(err), Err: fmt.Errorf("step %s %s: %w", kind, strings.ToLower(string(r.Status)), err)}
 	case r.Status == steps.Succeeded, r.Status == steps.Skipped:
 		if r.Message != "" {
-			a.statusf("%s", printable(r.Message))
+			a.Statusf("%s", cli.Printable(r.Message))
 		}
 		return nil
 	}
-	return &exitError{code: exitFailed, err: fmt.Errorf("step %s %s: %s", kind, strings.ToLower(string(r.Status)), printable(r.Message))}
+	return &cli.ExitError{Code: cli.ExitFailed, Err: fmt.Errorf("step %s %s: %s", kind, strings.ToLower(string(r.Status)), cli.Printable(r.Message))}
 }
 
 // context is the step's, from flags, config and current directory.
-func (f *execFlags) context(a *app, kind string) (*steps.Context, error) {
+func (f *execFlags) context(a *cli.App, kind string) (*steps.Context, error) {
 	dir, err := os.Getwd()
 	if err != nil {
 		return nil, fmt.Errorf("cannot find the work dir: %w", err)
 	}
 	sc := &steps.Context{
 		WorkDir: dir, SharedState: map[string]any{}, Alias: f.alias, Project: f.project, Stage: f.stage,
-		Promotion: f.promotion, PromotionActor: f.actor, Log: a.log(),
+		Promotion: f.promotion, PromotionActor: f.actor, Log: a.Log(),
 	}
 	if sc.Alias == "" {
 		sc.Alias = kind
@@ -195,7 +197,7 @@ func (f *execFlags) context(a *app, kind string) (*steps.Context, error) {
 	return sc, nil
 }
 
-func (f *execFlags) readConfig(a *app, sc *steps.Context) ([]byte, error) {
+func (f *execFlags) readConfig(a *cli.App, sc *steps.Context) ([]byte, error) {
 	if name, ok := strings.CutPrefix(f.config, "env:"); ok {
 		text, set := os.LookupEnv(name)
 		if !set {
@@ -203,7 +205,7 @@ func (f *execFlags) readConfig(a *app, sc *steps.Context) ([]byte, error) {
 		}
 		return []byte(text), nil
 	}
-	in := a.in
+	in := a.In
 	if f.config != "-" {
 		abs, err := filepath.Abs(f.config)
 		if err != nil {
@@ -246,7 +248,7 @@ func wholeNumbers(v any) any {
 }
 
 // runToEnd makes attempts until the step does not answer Running.
-func runToEnd(ctx context.Context, a *app, reg steps.Registration, caps steps.Capabilities, sc *steps.Context) (steps.Result, error) {
+func runToEnd(ctx context.Context, a *cli.App, reg steps.Registration, caps steps.Capabilities, sc *steps.Context) (steps.Result, error) {
 	var schema *configschema.Schema
 	if reg.ConfigSchema != nil {
 		var err error
@@ -257,7 +259,7 @@ func runToEnd(ctx context.Context, a *app, reg steps.Registration, caps steps.Ca
 	granted := caps.Only(reg.RequiredCapabilities)
 	for {
 		attempt := guard.Redacted(guard.Recovered(guard.Limited(
-			guard.Validated(reg.New(granted), reg.Name, schema), reg.DefaultTimeout), sc.Log), a.redactor)
+			guard.Validated(reg.New(granted), reg.Name, schema), reg.DefaultTimeout), sc.Log), a.Redactor)
 		r, err := attempt.Run(ctx, sc)
 		if err != nil && r.Status != steps.Failed {
 			r.Status = steps.Errored
@@ -276,7 +278,7 @@ func runToEnd(ctx context.Context, a *app, reg steps.Registration, caps steps.Ca
 }
 
 // writeOutputs writes to $KARGO_OUTPUT, or stdout.
-func writeOutputs(a *app, output map[string]any, format string) error {
+func writeOutputs(a *cli.App, output map[string]any, format string) error {
 	if output == nil {
 		output = map[string]any{}
 	}
@@ -301,7 +303,7 @@ func writeOutputs(a *app, output map[string]any, format string) error {
 	}
 	path := os.Getenv("KARGO_OUTPUT")
 	if path == "" {
-		_, err = a.out.Write(text)
+		_, err = a.Out.Write(text)
 	} else {
 		// Kargo made the file, or the pipe. Lines may follow those of somebody else; a
 		// JSON document stands alone, also when the command is run again.

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/stepd/stepd/cmd/internal/cli"
 	"github.com/stepd/stepd/internal/redact"
 	"github.com/stepd/stepd/steps"
 )
@@ -82,7 +83,7 @@ func TestExecSaysWhyInTheTailThatKargoShows(t *testing.T) {
 	cmd := execStep(t, t.TempDir(), "loud", "")
 	cmd.Stderr = &stderr
 	err := cmd.Run()
-	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != exitFailed {
+	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != cli.ExitFailed {
 		t.Errorf("it ends with %v", err)
 	}
 	if stderr.Len() <= kargoTail+maxLastLine {
@@ -103,12 +104,12 @@ func TestExecSaysWhyInTheTailThatKargoShows(t *testing.T) {
 }
 
 func TestTheTailShowsNoPartOfASecret(t *testing.T) {
-	a := &app{redactor: redact.New()}
+	a := &cli.App{Redactor: redact.New()}
 	secret := strings.Repeat("hunter2", 20)
-	a.redactor.Add(secret)
-	err := withinTail(a, &exitError{code: exitConflict, err: errors.New(strings.Repeat("x", maxLastLine-30) + secret + strings.Repeat("y", maxLastLine))})
-	exit, ok := errors.AsType[*exitError](err)
-	if !ok || exit.code != exitConflict || strings.Contains(err.Error(), "hunter2") || len(err.Error()) > maxLastLine+100 {
+	a.Redactor.Add(secret)
+	err := withinTail(a, &cli.ExitError{Code: cli.ExitConflict, Err: errors.New(strings.Repeat("x", maxLastLine-30) + secret + strings.Repeat("y", maxLastLine))})
+	exit, ok := errors.AsType[*cli.ExitError](err)
+	if !ok || exit.Code != cli.ExitConflict || strings.Contains(err.Error(), "hunter2") || len(err.Error()) > maxLastLine+100 {
 		t.Errorf("got %v", err)
 	}
 }
@@ -166,7 +167,7 @@ func TestExecIsAborted(t *testing.T) {
 			wait := 2000 // ms, for the kernel to pass the death on
 			if tc.signal != syscall.SIGKILL {
 				wait = 0 // stepd has seen to it
-				if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != exitFailed || !strings.Contains(stderr.String(), "context canceled") {
+				if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != cli.ExitFailed || !strings.Contains(stderr.String(), "context canceled") {
 					t.Errorf("it ends with %v\n%s", err, stderr.String())
 				}
 			}

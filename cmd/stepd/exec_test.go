@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/stepd/stepd/cmd/internal/cli"
 )
 
 // readKeyValue reads the format as compat.md section 7.2 describes it. A
@@ -92,7 +94,7 @@ func TestOutputsUpToKargosLimit(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "output")
 		t.Setenv("KARGO_OUTPUT", path)
 		var stdout bytes.Buffer
-		err := writeOutputs(&app{stdio: stdio{out: &stdout}}, tc.output, tc.format)
+		err := writeOutputs(&cli.App{Stdio: cli.Stdio{Out: &stdout}}, tc.output, tc.format)
 		if tc.tooLong != "" {
 			if err == nil || !strings.Contains(err.Error(), tc.tooLong) {
 				t.Errorf("%s: %v, want an error that says how many", tc.reason, err)
@@ -133,7 +135,7 @@ func TestOutputsAreWrittenAgain(t *testing.T) {
 		writeFile(t, path, "before=1\n")
 		t.Setenv("KARGO_OUTPUT", path)
 		for n := range 2 {
-			if err := writeOutputs(&app{}, map[string]any{"n": n + 1}, tc.format); err != nil {
+			if err := writeOutputs(&cli.App{}, map[string]any{"n": n + 1}, tc.format); err != nil {
 				t.Fatal(err)
 			}
 		}

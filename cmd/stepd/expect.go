@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"github.com/aymanbagabas/go-udiff"
+
+	"github.com/stepd/stepd/cmd/internal/cli"
 )
 
 // expectation is a report that another run has to agree with.
@@ -35,21 +37,21 @@ func readExpectation(file string) (*expectation, error) {
 
 // compare returns nil if the report is the expected one, whatever its phase.
 // Else it prints the difference to stderr.
-func (e *expectation) compare(a *app, r report, workDir string) error {
+func (e *expectation) compare(a *cli.App, r report, workDir string) error {
 	var b bytes.Buffer
 	if err := writeJSON(&b, r); err != nil {
-		return &exitError{code: exitFailed, err: fmt.Errorf("cannot compare with --expect: %w", err)}
+		return &cli.ExitError{Code: cli.ExitFailed, Err: fmt.Errorf("cannot compare with --expect: %w", err)}
 	}
 	got, err := normalised(b.Bytes(), workDir)
 	if err != nil {
-		return &exitError{code: exitFailed, err: fmt.Errorf("cannot compare with --expect: %w", err)}
+		return &cli.ExitError{Code: cli.ExitFailed, Err: fmt.Errorf("cannot compare with --expect: %w", err)}
 	}
 	if got == e.text {
-		a.statusf("the report is as expected by %s", e.file)
+		a.Statusf("the report is as expected by %s", e.file)
 		return nil
 	}
-	a.statusf("%s", udiff.Unified(e.file, "this run", e.text, got))
-	return &exitError{code: exitExpect, err: fmt.Errorf("the report differs from %s; write it anew if the change is wanted", e.file)}
+	a.Statusf("%s", udiff.Unified(e.file, "this run", e.text, got))
+	return &cli.ExitError{Code: cli.ExitExpect, Err: fmt.Errorf("the report differs from %s; write it anew if the change is wanted", e.file)}
 }
 
 // normalised rewrites a report so that two runs of the same promotion give the

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/stepd/stepd/cmd/internal/cli"
 	"github.com/stepd/stepd/runner/lint"
 	"github.com/stepd/stepd/runner/load"
 )
@@ -20,14 +21,14 @@ It exits with 2 if there are errors, with --strict also if there are only warnin
   stepd lint kargo/
   stepd lint promotiontask.yaml -o sarif > lint.sarif`
 
-func newLintCommand(a *app) *cobra.Command {
+func newLintCommand(a *cli.App) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "lint FILE|DIR|-…",
 		Short: "Check Kargo documents without running them",
 		Long:  lintHelp,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return usageError("nothing to check: name files or directories with Kargo documents, or - for stdin")
+				return cli.UsageErrorf("nothing to check: name files or directories with Kargo documents, or - for stdin")
 			}
 			return nil
 		},
@@ -36,26 +37,26 @@ func newLintCommand(a *app) *cobra.Command {
 	known := cmd.Flags().StringArray("known-step", nil, "kind of step that a plugin has; its config is not checked (repeatable)")
 	output := outputFlag(cmd, "text", "json", "sarif")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		set, err := load.Documents(cmd.Context(), args, a.in)
+		set, err := load.Documents(cmd.Context(), args, a.In)
 		errs := load.AsErrors(err)
 		if err != nil && errs == nil {
-			return &exitError{code: exitFailed, err: errors.New("interrupted")}
+			return &cli.ExitError{Code: cli.ExitFailed, Err: errors.New("interrupted")}
 		}
 		registry, err := stepKinds()
 		if err != nil {
-			return &exitError{code: exitFailed, err: err}
+			return &cli.ExitError{Code: cli.ExitFailed, Err: err}
 		}
 		findings, err := lint.Run(cmd.Context(), set, errs, lint.Options{Registry: registry, KnownSteps: *known})
 		if err != nil {
-			return &exitError{code: exitFailed, err: err}
+			return &cli.ExitError{Code: cli.ExitFailed, Err: err}
 		}
 		if err := printFindings(a, output.value, findings); err != nil {
-			return &exitError{code: exitFailed, err: fmt.Errorf("cannot write the findings: %w", err)}
+			return &cli.ExitError{Code: cli.ExitFailed, Err: fmt.Errorf("cannot write the findings: %w", err)}
 		}
 		errorCount, warnings := count(findings)
-		a.statusf("%d documents, %d errors, %d warnings", len(set.Documents)+len(set.Partial), errorCount, warnings)
+		a.Statusf("%d documents, %d errors, %d warnings", len(set.Documents)+len(set.Partial), errorCount, warnings)
 		if errorCount > 0 || *strict && warnings > 0 {
-			return &exitError{code: exitUsage}
+			return &cli.ExitError{Code: cli.ExitUsage}
 		}
 		return nil
 	}
@@ -80,18 +81,18 @@ func count(findings []lint.Finding) (errorCount, warnings int) {
 	return errorCount, warnings
 }
 
-func printFindings(a *app, format string, findings []lint.Finding) error {
+func printFindings(a *cli.App, format string, findings []lint.Finding) error {
 	switch format {
 	case "json":
 		r := lintReport{Findings: append([]lint.Finding{}, findings...)}
 		r.Errors, r.Warnings = count(findings)
-		return writeJSON(a.out, r)
+		return writeJSON(a.Out, r)
 	case "sarif":
-		return writeJSON(a.out, sarif(findings))
+		return writeJSON(a.Out, sarif(findings))
 	}
 	var failed error
 	for _, f := range findings {
-		_, err := fmt.Fprintln(a.out, printable(f.String()))
+		_, err := fmt.Fprintln(a.Out, cli.Printable(f.String()))
 		failed = errors.Join(failed, err)
 	}
 	return failed

@@ -14,6 +14,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/stepd/stepd/cmd/internal/cli"
+	"github.com/stepd/stepd/cmd/internal/hosting"
 	"github.com/stepd/stepd/internal/configschema"
 	"github.com/stepd/stepd/internal/credentials"
 	"github.com/stepd/stepd/internal/sandbox"
@@ -42,8 +44,8 @@ layer has the media type application/vnd.stepd.plugin.v1.OS-ARCH unless the poli
   stepd plugin install oci://ghcr.io/acme/stepd-step-hello:v1 --verify policy.yaml \
     --grant access-credentials`
 
-func newPluginCommand(a *app) *cobra.Command {
-	var f pluginFlags
+func newPluginCommand(a *cli.App) *cobra.Command {
+	var f hosting.PluginFlags
 	cmd := &cobra.Command{
 		Use:   "plugin",
 		Short: "Install, list, verify, remove and be plugins",
@@ -51,7 +53,7 @@ func newPluginCommand(a *app) *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	f.add(cmd.PersistentFlags())
+	f.Add(cmd.PersistentFlags())
 	cmd.AddCommand(
 		newPluginInstallCommand(a, &f),
 		newPluginListCommand(a, &f),
@@ -62,7 +64,7 @@ func newPluginCommand(a *app) *cobra.Command {
 	return cmd
 }
 
-func newPluginInstallCommand(a *app, f *pluginFlags) *cobra.Command {
+func newPluginInstallCommand(a *cli.App, f *hosting.PluginFlags) *cobra.Command {
 	var name, verify string
 	var grants []string
 	cmd := &cobra.Command{
@@ -75,9 +77,9 @@ func newPluginInstallCommand(a *app, f *pluginFlags) *cobra.Command {
 	cmd.Flags().StringVar(&verify, "verify", "", "file with the verification policy of an oci:// program")
 	cmd.Flags().StringArrayVar(&grants, "grant", nil, "capability that the plugin may have: access-argocd, access-control-plane, access-credentials or access-git-user (repeatable)")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		host, err := f.options(a.log())
+		host, err := f.Options(a.Log())
 		if err != nil {
-			return usageError("%w", err)
+			return cli.UsageErrorf("%w", err)
 		}
 		opts := plugin.InstallOptions{Path: args[0], Name: name, Reserved: schemas.Kinds(), Now: time.Now().UTC()}
 		for _, g := range grants {
@@ -86,13 +88,13 @@ func newPluginInstallCommand(a *app, f *pluginFlags) *cobra.Command {
 		ref, isImage := strings.CutPrefix(args[0], "oci://")
 		switch {
 		case isImage && verify == "":
-			return usageError("say with --verify whose signature makes %s acceptable", args[0])
+			return cli.UsageErrorf("say with --verify whose signature makes %s acceptable", args[0])
 		case !isImage && verify != "":
-			return usageError("--verify is for oci:// programs: a file has no signature to verify")
+			return cli.UsageErrorf("--verify is for oci:// programs: a file has no signature to verify")
 		case isImage:
 			dir, err := os.MkdirTemp("", "stepd-plugin-")
 			if err != nil {
-				return &exitError{code: exitFailed, err: err}
+				return &cli.ExitError{Code: cli.ExitFailed, Err: err}
 			}
 			defer func() { _ = os.RemoveAll(dir) }()
 			if err := fetchPlugin(cmd.Context(), a, ref, verify, dir, &opts); err != nil {
@@ -100,64 +102,64 @@ func newPluginInstallCommand(a *app, f *pluginFlags) *cobra.Command {
 			}
 		default:
 			if opts.Source.File, err = filepath.Abs(args[0]); err != nil {
-				return usageError("%w", err)
+				return cli.UsageErrorf("%w", err)
 			}
 		}
 		entry, err := plugin.Install(cmd.Context(), host, opts)
 		if err != nil {
-			return &exitError{code: exitFailed, err: err}
+			return &cli.ExitError{Code: cli.ExitFailed, Err: err}
 		}
-		a.statusf("pinned %s to %s", entry.Name, entry.Digest)
+		a.Statusf("pinned %s to %s", entry.Name, entry.Digest)
 		for _, s := range entry.Steps {
-			a.statusf("step %s asks for %v, granted %v", s.Name, s.RequiredCapabilities, entry.Grants)
+			a.Statusf("step %s asks for %v, granted %v", s.Name, s.RequiredCapabilities, entry.Grants)
 		}
-		a.statusf("%s", sandbox.Detect())
+		a.Statusf("%s", sandbox.Detect())
 		return nil
 	}
 	return cmd
 }
 
 // fetchPlugin downloads a program by the digest that was verified.
-func fetchPlugin(ctx context.Context, a *app, ref, policy, dir string, opts *plugin.InstallOptions) error {
-	sc := &steps.Context{Log: a.log()}
-	if err := readVerifyConfig(sc, policy, a.in); err != nil {
-		return usageError("%w", err)
+func fetchPlugin(ctx context.Context, a *cli.App, ref, policy, dir string, opts *plugin.InstallOptions) error {
+	sc := &steps.Context{Log: a.Log()}
+	if err := readVerifyConfig(sc, policy, a.In); err != nil {
+		return cli.UsageErrorf("%w", err)
 	}
 	sc.Config["imageRef"], sc.Config["outPath"] = ref, "program"
 	if _, ok := sc.Config["mediaType"]; !ok {
 		sc.Config["mediaType"] = fmt.Sprintf("application/vnd.stepd.plugin.v1.%s-%s", runtime.GOOS, runtime.GOARCH)
 	}
 	if err := checkConfig(ociverified.Kind, sc.Config); err != nil {
-		return usageError("%w", err)
+		return cli.UsageErrorf("%w", err)
 	}
 	accepted, err := ociverified.Verify(ctx, ociverified.Options{
-		Credentials: a.redactor.Credentials(credentials.Local(credentials.LocalOptions{})),
+		Credentials: a.Redactor.Credentials(credentials.Local(credentials.LocalOptions{})),
 		Trust:       ociverified.BesideConfig{},
 		TUF:         tufCache(),
-		UserAgent:   "stepd/" + readVersion().Version,
+		UserAgent:   "stepd/" + cli.ReadVersion().Version,
 	}, sc, nil)
 	if errors.Is(err, steps.ErrConfig) {
-		return usageError("%w", err)
+		return cli.UsageErrorf("%w", err)
 	}
 	if err != nil {
-		return &exitError{code: exitCode(err), err: err}
+		return &cli.ExitError{Code: exitCode(err), Err: err}
 	}
 	if opts.Name == "" {
 		opts.Name = filepath.Base(accepted.Repository)
 	}
 	opts.Path = filepath.Join(dir, "program")
 	if err := accepted.Download(ctx, opts.Path); err != nil {
-		return &exitError{code: exitFailed, err: fmt.Errorf("cannot download the plugin: %w", err)}
+		return &cli.ExitError{Code: cli.ExitFailed, Err: fmt.Errorf("cannot download the plugin: %w", err)}
 	}
 	signer, err := asMap(accepted.Signer)
 	if err != nil {
-		return &exitError{code: exitFailed, err: err}
+		return &cli.ExitError{Code: cli.ExitFailed, Err: err}
 	}
 	opts.Source = plugin.Source{ImageRef: accepted.Repository + "@" + accepted.Digest, Signer: signer}
 	return nil
 }
 
-func newPluginListCommand(a *app, f *pluginFlags) *cobra.Command {
+func newPluginListCommand(a *cli.App, f *hosting.PluginFlags) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List the installed plugins and their steps",
@@ -165,34 +167,34 @@ func newPluginListCommand(a *app, f *pluginFlags) *cobra.Command {
 	}
 	output := outputFlag(cmd, "text", "json")
 	cmd.RunE = func(*cobra.Command, []string) error {
-		dir, index, err := f.index()
+		dir, index, err := pluginIndex(f)
 		if err != nil {
 			return err
 		}
 		if output.value == "json" {
-			if err := writeJSON(a.out, index); err != nil {
-				return &exitError{code: exitFailed, err: err}
+			if err := writeJSON(a.Out, index); err != nil {
+				return &cli.ExitError{Code: cli.ExitFailed, Err: err}
 			}
 			return nil
 		}
-		w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+		w := tabwriter.NewWriter(a.Out, 0, 0, 2, ' ', 0)
 		_, _ = fmt.Fprintln(w, "PLUGIN\tSTEP\tGRANTED\tDIGEST") // buffered; Flush has the error
 		for _, e := range index.Plugins {
 			for _, s := range e.Steps {
-				_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", e.Name, printable(s.Name), grantsOf(e), e.Digest)
+				_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", e.Name, cli.Printable(s.Name), grantsOf(e), e.Digest)
 			}
 		}
 		if err := w.Flush(); err != nil {
-			return &exitError{code: exitFailed, err: fmt.Errorf("cannot write the list: %w", err)}
+			return &cli.ExitError{Code: cli.ExitFailed, Err: fmt.Errorf("cannot write the list: %w", err)}
 		}
 		unpinned, err := index.Unpinned(dir)
 		if err != nil {
-			return &exitError{code: exitFailed, err: err}
+			return &cli.ExitError{Code: cli.ExitFailed, Err: err}
 		}
 		for _, name := range unpinned {
-			a.statusf("warning: %s is not pinned and does not start; run `stepd plugin install %s`", name, filepath.Join(dir, name))
+			a.Statusf("warning: %s is not pinned and does not start; run `stepd plugin install %s`", name, filepath.Join(dir, name))
 		}
-		a.statusf("%s", sandbox.Detect())
+		a.Statusf("%s", sandbox.Detect())
 		return nil
 	}
 	return cmd
@@ -209,54 +211,54 @@ func grantsOf(e plugin.Entry) string {
 	return strings.Join(names, ",")
 }
 
-func newPluginVerifyCommand(a *app, f *pluginFlags) *cobra.Command {
+func newPluginVerifyCommand(a *cli.App, f *hosting.PluginFlags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "verify",
 		Short: "Compare every installed plugin with its pinned digest; exit 3 if one differs",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			dir, index, err := f.index()
+			dir, index, err := pluginIndex(f)
 			if err != nil {
 				return err
 			}
 			checks := index.Check(dir)
 			for i, e := range index.Plugins {
 				if checks[i] == nil {
-					a.statusf("%s is what was pinned: %s", e.Name, e.Digest)
+					a.Statusf("%s is what was pinned: %s", e.Name, e.Digest)
 				}
 			}
 			unpinned, err := index.Unpinned(dir)
 			if err != nil {
-				return &exitError{code: exitFailed, err: err}
+				return &cli.ExitError{Code: cli.ExitFailed, Err: err}
 			}
 			for _, name := range unpinned {
 				checks = append(checks, fmt.Errorf("%s is not pinned", name))
 			}
 			if err := errors.Join(checks...); err != nil {
-				return &exitError{code: exitRefused, err: err}
+				return &cli.ExitError{Code: cli.ExitRefused, Err: err}
 			}
 			return nil
 		},
 	}
 }
 
-func newPluginRemoveCommand(a *app, f *pluginFlags) *cobra.Command {
+func newPluginRemoveCommand(a *cli.App, f *hosting.PluginFlags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "remove NAME",
 		Short: "Remove a plugin and its pin",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			if err := plugin.Remove(f.path(), args[0]); err != nil {
-				return usageError("%w", err)
+			if err := plugin.Remove(f.Path(), args[0]); err != nil {
+				return cli.UsageErrorf("%w", err)
 			}
-			a.statusf("removed %s", args[0])
+			a.Statusf("removed %s", args[0])
 			return nil
 		},
 	}
 }
 
 func newPluginServeCommand() *cobra.Command {
-	var f hostedFlags
+	var f hosting.StepFlags
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Be a plugin with stepd's own steps",
@@ -264,24 +266,24 @@ func newPluginServeCommand() *cobra.Command {
 hosts plugins. It is started by that host and not by people.`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			own, err := newHosted(f, ociverified.Below{}, nil, nil)
+			own, err := f.Steps(ociverified.Below{}, nil, nil)
 			if err != nil {
-				return usageError("%w", err)
+				return cli.UsageErrorf("%w", err)
 			}
-			sdk.Serve(own.registrations...)
+			sdk.Serve(own...)
 			return nil
 		},
 	}
-	f.add(cmd.Flags())
+	f.Add(cmd.Flags())
 	return cmd
 }
 
-// index reads the index of the plugin directory.
-func (f *pluginFlags) index() (string, plugin.Index, error) {
-	dir := f.path()
+// pluginIndex reads the index of the plugin directory.
+func pluginIndex(f *hosting.PluginFlags) (string, plugin.Index, error) {
+	dir := f.Path()
 	index, err := plugin.ReadIndex(dir)
 	if err != nil {
-		return "", plugin.Index{}, &exitError{code: exitFailed, err: err}
+		return "", plugin.Index{}, &cli.ExitError{Code: cli.ExitFailed, Err: err}
 	}
 	return dir, index, nil
 }

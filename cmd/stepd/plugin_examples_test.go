@@ -10,6 +10,7 @@ import (
 
 	"sigs.k8s.io/yaml"
 
+	"github.com/stepd/stepd/cmd/internal/cli"
 	"github.com/stepd/stepd/schemas"
 )
 
@@ -39,7 +40,7 @@ func TestPluginExampleFromItsOwnModule(t *testing.T) {
 	buildOutside(t, program, string(source))
 	t.Setenv("XDG_DATA_HOME", t.TempDir())
 	t.Setenv("XDG_STATE_HOME", t.TempDir())
-	if out, code := stepd(t, "plugin", "install", program); code != exitOK {
+	if out, code := stepd(t, "plugin", "install", program); code != cli.ExitOK {
 		t.Fatalf("install: exit code %d\n%s", code, out)
 	}
 	checkChecksum(t, "--live=false")
@@ -77,7 +78,7 @@ func TestAkuityExamples(t *testing.T) {
 		if _, ok := schemas.Config(args[2]); !ok {
 			t.Errorf("%s: there is no step %q", file, args[2])
 		}
-		cmd := newExecCommand(&app{})
+		cmd := newExecCommand(&cli.App{})
 		if err := cmd.ParseFlags(args[3:]); err != nil {
 			t.Errorf("%s: %v", file, err)
 		}
@@ -97,7 +98,7 @@ func checkChecksum(t *testing.T, flags ...string) {
 	writeFile(t, filepath.Join(work, "values.yaml"), "replicas: 3\n")
 	out, code := stepd(t, append([]string{"run", "-f", taskFile(t), "--workdir", work, "-o", "json"}, flags...)...)
 	const digest = "sha256:9cf3a5f89adc05f90e87b284d40f8e39e1b763d9f9df307327e6f127ed492175"
-	if code != exitOK || !strings.Contains(out, digest) {
+	if code != cli.ExitOK || !strings.Contains(out, digest) {
 		t.Errorf("exit code %d, want 0 and the output %s\n%s", code, digest, out)
 	}
 	if b, err := os.ReadFile(filepath.Join(work, "values.yaml.sha256")); err != nil || string(b) != digest+"\n" {
@@ -106,7 +107,7 @@ func checkChecksum(t *testing.T, flags ...string) {
 	if err := os.Remove(filepath.Join(work, "values.yaml")); err != nil {
 		t.Fatal(err)
 	}
-	if out, code := stepd(t, append([]string{"run", "-f", taskFile(t), "--workdir", work}, flags...)...); code != exitFailed || !strings.Contains(out, "cannot read values.yaml") {
+	if out, code := stepd(t, append([]string{"run", "-f", taskFile(t), "--workdir", work}, flags...)...); code != cli.ExitFailed || !strings.Contains(out, "cannot read values.yaml") {
 		t.Errorf("without the file: exit code %d\n%s", code, out)
 	}
 }
@@ -122,7 +123,7 @@ func taskFile(t *testing.T) string {
 func stepd(t *testing.T, args ...string) (output string, code int) {
 	t.Helper()
 	var out terminalBuffer
-	code = run(t.Context(), args, stdio{in: strings.NewReader(""), out: &out, err: &out})
+	code = cli.Run(t.Context(), newRootCommand, args, cli.Stdio{In: strings.NewReader(""), Out: &out, Err: &out})
 	return out.String(), code
 }
 

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/stepd/stepd/cmd/internal/cli"
 	"github.com/stepd/stepd/internal/verification"
 	"github.com/stepd/stepd/runner"
 	"github.com/stepd/stepd/steps"
@@ -18,7 +19,7 @@ import (
 // printer is the runner.Observer of `stepd run`: a line per step as it ends,
 // and what was verified. The rest of the text report follows with finish.
 type printer struct {
-	app *app
+	app *cli.App
 	// out gets the step lines.
 	out       io.Writer
 	ledger    verification.Ledger
@@ -28,7 +29,7 @@ type printer struct {
 	waiting   int
 }
 
-func newPrinter(a *app, out io.Writer, ledger verification.Ledger, p runner.Promotion) *printer {
+func newPrinter(a *cli.App, out io.Writer, ledger verification.Ledger, p runner.Promotion) *printer {
 	return &printer{app: a, out: out, ledger: ledger, promotion: p, now: time.Now, started: map[int]time.Time{}, waiting: -1}
 }
 
@@ -72,7 +73,7 @@ func (p *printer) StepWaiting(i int, _ *runner.Step, o runner.StepOutcome, wait 
 	if why != "" {
 		why = ": " + why
 	}
-	p.app.statusf("%s (%s) is %s, next attempt in %s%s", o.Alias, o.Uses, o.Status, wait, why)
+	p.app.Statusf("%s (%s) is %s, next attempt in %s%s", o.Alias, o.Uses, o.Status, wait, why)
 }
 
 // signer prints what was verified by the step, from stepd's own ledger: an
@@ -84,7 +85,7 @@ func (p *printer) signer(alias string) {
 	var absent *verification.NotFoundError
 	if err != nil {
 		if !errors.As(err, &absent) {
-			p.app.statusf("cannot read what was verified: %v", err)
+			p.app.Statusf("cannot read what was verified: %v", err)
 		}
 		return
 	}
@@ -168,8 +169,8 @@ func (p *printer) said(r report) bool {
 }
 
 func (p *printer) printf(format string, args ...any) {
-	text := p.app.redactor.String(fmt.Sprintf(format, args...))
-	_, _ = io.WriteString(p.out, printable(text)) // nowhere to report a broken stdout
+	text := p.app.Redactor.String(fmt.Sprintf(format, args...))
+	_, _ = io.WriteString(p.out, cli.Printable(text)) // nowhere to report a broken stdout
 }
 
 func rounded(d time.Duration) string {

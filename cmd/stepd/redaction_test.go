@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/stepd/stepd/cmd/internal/cli"
 	"github.com/stepd/stepd/internal/gitrepo/gittest"
 )
 
@@ -103,11 +104,11 @@ func TestSecretsStayInside(t *testing.T) {
 				args = append(args, "--live")
 			}
 			var stdout, stderr bytes.Buffer
-			code := run(t.Context(), args, stdio{
-				in: strings.NewReader(leakyDocuments(server.RepoURL("r.git"), tc.password)), out: &stdout, err: &stderr,
+			code := cli.Run(t.Context(), newRootCommand, args, cli.Stdio{
+				In: strings.NewReader(leakyDocuments(server.RepoURL("r.git"), tc.password)), Out: &stdout, Err: &stderr,
 			})
-			if code != exitFailed {
-				t.Fatalf("exit code %d, want %d\n%s%s", code, exitFailed, &stderr, &stdout)
+			if code != cli.ExitFailed {
+				t.Fatalf("exit code %d, want %d\n%s%s", code, cli.ExitFailed, &stderr, &stdout)
 			}
 			pushed := server.MustGit(t, "r.git", "log", "-1", "--format=%B", "main")
 			if want := tc.live && tc.password == gitPassword; strings.Contains(pushed, genericToken) != want {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/stepd/stepd/cmd/internal/cli"
 	"github.com/stepd/stepd/internal/effects"
 	"github.com/stepd/stepd/internal/redact"
 	"github.com/stepd/stepd/runner"
@@ -77,7 +78,7 @@ func structured(err error) map[string]any {
 // the promotion fail.
 func code(o runner.Outcome) int {
 	if o.Phase == "Succeeded" {
-		return exitOK
+		return cli.ExitOK
 	}
 	for i, s := range o.Steps {
 		if i < len(o.StepMetadata) && o.StepMetadata[i].ContinueOnError {
@@ -87,5 +88,5 @@ func code(o runner.Outcome) int {
 			return exitCode(s.Err)
 		}
 	}
-	return exitFailed
+	return cli.ExitFailed
 }

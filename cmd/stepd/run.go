@@ -12,6 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/stepd/stepd/cmd/internal/cli"
+	"github.com/stepd/stepd/cmd/internal/hosting"
 	"github.com/stepd/stepd/internal/redact"
 	"github.com/stepd/stepd/runner"
 	"github.com/stepd/stepd/runner/kargoapi"
@@ -64,7 +66,7 @@ type runFlags struct {
 	edges                           edgeFlags
 }
 
-func newRunCommand(a *app) *cobra.Command {
+func newRunCommand(a *cli.App) *cobra.Command {
 	var f runFlags
 	cmd := &cobra.Command{
 		Use:   "run -f FILE…",
@@ -72,7 +74,7 @@ func newRunCommand(a *app) *cobra.Command {
 		Long:  runHelp,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usageError("documents are given with -f: stepd run -f %s", args[0])
+				return cli.UsageErrorf("documents are given with -f: stepd run -f %s", args[0])
 			}
 			return nil
 		},
@@ -100,7 +102,7 @@ func newRunCommand(a *app) *cobra.Command {
 	output := outputFlag(cmd, "text", "json")
 	cmd.MarkFlagsMutuallyExclusive("stage", "task")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if f.edges.plugins.debug && !cmd.Flags().Changed("timeout") {
+		if f.edges.plugins.Debug && !cmd.Flags().Changed("timeout") {
 			f.timeout = defaultDebugTimeout
 		}
 		return runPromotion(cmd.Context(), a, f, output.value)
@@ -108,9 +110,9 @@ func newRunCommand(a *app) *cobra.Command {
 	return cmd
 }
 
-func runPromotion(ctx context.Context, a *app, f runFlags, format string) error {
+func runPromotion(ctx context.Context, a *cli.App, f runFlags, format string) error {
 	if f.timeout <= 0 {
-		return usageError("--timeout must be positive, not %s: it is what ends steps that Kargo would poll for ever", f.timeout)
+		return cli.UsageErrorf("--timeout must be positive, not %s: it is what ends steps that Kargo would poll for ever", f.timeout)
 	}
 	opts, err := f.options()
 	if err != nil {
@@ -119,84 +121,84 @@ func runPromotion(ctx context.Context, a *app, f runFlags, format string) error 
 	var golden *expectation
 	if f.expect != "" {
 		if golden, err = readExpectation(f.expect); err != nil {
-			return usageError("%w", err)
+			return cli.UsageErrorf("%w", err)
 		}
 	}
 	if len(f.files) == 0 {
-		return usageError("nothing to run: give the Stage or PromotionTask with -f FILE, DIR or - (see `stepd run --help`)")
+		return cli.UsageErrorf("nothing to run: give the Stage or PromotionTask with -f FILE, DIR or - (see `stepd run --help`)")
 	}
 	set, err := loadDocuments(ctx, a, f, &opts)
 	if err != nil {
 		return err
 	}
 	stateSecrets := redact.NewLiteral()
-	addSecrets(set, a.redactor, stateSecrets)
+	hosting.MaskSecrets(set, a.Redactor, stateSecrets)
 	resolved, err := runner.Resolve(set, opts)
 	if err != nil {
-		return &exitError{code: exitUsage, err: err}
+		return &cli.ExitError{Code: cli.ExitUsage, Err: err}
 	}
 	if f.stageName != "" && resolved.Document.Kind == kargoapi.KindStage {
-		return usageError("--stage-name is for a task that runs without a Stage; ctx.stage is the name of Stage %q", resolved.Document.Name)
+		return cli.UsageErrorf("--stage-name is for a task that runs without a Stage; ctx.stage is the name of Stage %q", resolved.Document.Name)
 	}
 	for _, w := range append(set.Warnings, resolved.Warnings...) {
-		a.statusf("warning: %s", warningText(w))
+		a.Statusf("warning: %s", warningText(w))
 	}
 	resolved.Data.Missing = func(kind, namespace, name string) {
-		a.statusf("warning: %s %q of namespace %q is not among the documents", kind, name, namespace)
+		a.Statusf("warning: %s %q of namespace %q is not among the documents", kind, name, namespace)
 	}
 
 	workDir, cleanup, err := openWorkDir(f.workDir, f.keep)
 	if err != nil {
-		return usageError("%w", err)
+		return cli.UsageErrorf("%w", err)
 	}
 	defer cleanup(a)
 	p := resolved.Promotion
 	p.WorkDir = workDir
 	ctx, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
-	if f.edges.plugins.debug {
-		f.edges.plugins.debugging = newDebugging(ctx, a, workDir, f.live)
+	if f.edges.plugins.Debug {
+		f.edges.plugins.Debugging = newDebugging(ctx, a, workDir, f.live)
 	}
 	e, err := newEdges(ctx, a, f.edges, f.live, set, resolved.Data, stateSecrets)
 	if err != nil {
-		return usageError("%w", err)
+		return cli.UsageErrorf("%w", err)
 	}
 	defer e.close(a)
 
-	stepLines := a.out
+	stepLines := a.Out
 	if format == "json" {
-		stepLines = a.err
+		stepLines = a.Err
 	}
 	pr := newPrinter(a, stepLines, e.ledger, p)
 	if !f.live {
-		a.statusf("dry run: %s (--live acts for real)", f.edges.suppressed())
+		a.Statusf("dry run: %s (--live acts for real)", f.edges.suppressed())
 	}
 	engine := &runner.Engine{
-		Registry: e.registry, Data: resolved.Data, Capabilities: e.capabilities, Observer: pr, Log: a.log(), Redactor: a.redactor,
+		Registry: e.registry, Data: resolved.Data, Capabilities: e.capabilities, Observer: pr, Log: a.Log(), Redactor: a.Redactor,
 	}
 	began := time.Now()
 	outcome, err := stopping(ctx, stopGrace, func() (runner.Outcome, error) { return engine.RunToCompletion(ctx, p) })
 	if err != nil {
-		return &exitError{code: exitFailed, err: fmt.Errorf("cannot run the promotion: %w", err)}
+		return &cli.ExitError{Code: cli.ExitFailed, Err: fmt.Errorf("cannot run the promotion: %w", err)}
 	}
-	r := newReport(outcome, e.effects, f.live, a.redactor, stateSecrets)
+	r := newReport(outcome, e.effects, f.live, a.Redactor, stateSecrets)
 	if format == "json" {
-		if err := writeJSON(a.out, r); err != nil {
-			return &exitError{code: exitFailed, err: fmt.Errorf("cannot write the report: %w", err)}
+		if err := writeJSON(a.Out, r); err != nil {
+			return &cli.ExitError{Code: cli.ExitFailed, Err: fmt.Errorf("cannot write the report: %w", err)}
 		}
 	} else {
 		pr.finish(r, time.Since(began))
 	}
 	switch err := ctx.Err(); {
 	case errors.Is(err, context.DeadlineExceeded):
-		return &exitError{code: exitFailed, err: fmt.Errorf("the promotion was not finished within %s; --timeout allows more", f.timeout)}
+		return &cli.ExitError{Code: cli.ExitFailed, Err: fmt.Errorf("the promotion was not finished within %s; --timeout allows more", f.timeout)}
 	case err != nil:
-		return &exitError{code: exitFailed, err: errors.New("interrupted")}
+		return &cli.ExitError{Code: cli.ExitFailed, Err: errors.New("interrupted")}
 	case golden != nil:
 		return golden.compare(a, r, workDir)
 	}
-	if c := code(outcome); c != exitOK {
-		return &exitError{code: c}
+	if c := code(outcome); c != cli.ExitOK {
+		return &cli.ExitError{Code: c}
 	}
 	return nil
 }
@@ -238,26 +240,26 @@ func stopping[T any](ctx context.Context, grace time.Duration, run func() (T, er
 func (f *runFlags) options() (runner.Options, error) {
 	o := runner.Options{
 		Stage: f.stage, Task: f.task, Project: f.project, StageName: f.stageName, PromotionName: f.name,
-		Actor: f.actor, UIBaseURL: f.uiBaseURL, Freight: f.freight, SharedNamespace: sharedNamespace(), Now: time.Now(),
+		Actor: f.actor, UIBaseURL: f.uiBaseURL, Freight: f.freight, SharedNamespace: hosting.SharedNamespace(), Now: time.Now(),
 	}
 	for _, v := range f.vars {
 		name, value, ok := strings.Cut(v, "=")
 		if !ok || !variableName.MatchString(name) {
-			return o, usageError("--var %q is not NAME=VALUE with a name of letters, digits and _", v)
+			return o, cli.UsageErrorf("--var %q is not NAME=VALUE with a name of letters, digits and _", v)
 		}
 		o.Vars = append(o.Vars, kargoapi.Variable{Name: name, Value: value})
 	}
 	for _, s := range f.images {
 		image, err := parseImage(s)
 		if err != nil {
-			return o, usageError("--image %q: %w", s, err)
+			return o, cli.UsageErrorf("--image %q: %w", s, err)
 		}
 		o.Images = append(o.Images, image)
 	}
 	for _, s := range f.commits {
 		at := strings.LastIndexByte(s, '@')
 		if at <= 0 || at+1 == len(s) || strings.ContainsAny(s[at+1:], "/:") {
-			return o, usageError("--commit %q is not REPO@ID, such as https://github.com/acme/shop.git@9e107d9", s)
+			return o, cli.UsageErrorf("--commit %q is not REPO@ID, such as https://github.com/acme/shop.git@9e107d9", s)
 		}
 		o.Commits = append(o.Commits, steps.GitCommit{RepoURL: s[:at], ID: s[at+1:]})
 	}
@@ -288,7 +290,7 @@ func parseImage(s string) (steps.Image, error) {
 }
 
 // loadDocuments loads all -f files and a --freight that is a file.
-func loadDocuments(ctx context.Context, a *app, f runFlags, opts *runner.Options) (*load.Set, error) {
+func loadDocuments(ctx context.Context, a *cli.App, f runFlags, opts *runner.Options) (*load.Set, error) {
 	paths := f.files
 	freightFile := ""
 	if f.freight != "" {
@@ -297,12 +299,12 @@ func loadDocuments(ctx context.Context, a *app, f runFlags, opts *runner.Options
 			paths = append(append([]string(nil), paths...), freightFile)
 		}
 	}
-	set, err := load.Documents(ctx, paths, a.in)
+	set, err := load.Documents(ctx, paths, a.In)
 	if ctx.Err() != nil {
-		return nil, &exitError{code: exitFailed, err: errors.New("interrupted")}
+		return nil, &cli.ExitError{Code: cli.ExitFailed, Err: errors.New("interrupted")}
 	}
 	if err != nil {
-		return nil, &exitError{code: exitUsage, err: err}
+		return nil, &cli.ExitError{Code: cli.ExitUsage, Err: err}
 	}
 	if freightFile == "" {
 		return set, nil
@@ -313,42 +315,14 @@ func loadDocuments(ctx context.Context, a *app, f runFlags, opts *runner.Options
 			continue
 		}
 		if opts.Freight != "" {
-			return nil, usageError("--freight %s holds more than one Freight; load it with -f and name one", freightFile)
+			return nil, cli.UsageErrorf("--freight %s holds more than one Freight; load it with -f and name one", freightFile)
 		}
 		opts.Freight = d.Name
 	}
 	if opts.Freight == "" {
-		return nil, usageError("--freight %s holds no document of kind Freight", freightFile)
+		return nil, cli.UsageErrorf("--freight %s holds no document of kind Freight", freightFile)
 	}
 	return set, nil
-}
-
-// credentialTypeLabel marks Secrets that hold credentials of repositories.
-const credentialTypeLabel = "kargo.akuity.io/cred-type"
-
-// addSecrets makes the values of all Secrets known to all. Those of
-// credentials, which no promotion has a reason to output, also to credentials.
-func addSecrets(set *load.Set, all, credentials *redact.Redactor) {
-	var values, credentialValues []string
-	for _, d := range load.Of[*kargoapi.Secret](set) {
-		secret, _ := load.As[*kargoapi.Secret](d)
-		typ := secret.Labels[credentialTypeLabel]
-		isCredential := typ != "" && typ != "generic"
-		for key, value := range secret.Values() {
-			switch key {
-			case "repoURL", "repoURLIsRegex", "username":
-				if isCredential {
-					continue
-				}
-			}
-			values = append(values, string(value))
-			if isCredential {
-				credentialValues = append(credentialValues, string(value))
-			}
-		}
-	}
-	all.Add(values...)
-	credentials.Add(credentialValues...)
 }
 
 func warningText(w load.Warning) string {
@@ -360,7 +334,7 @@ func warningText(w load.Warning) string {
 
 // openWorkDir returns the directory to work in, absolute, and what to call at
 // the end. A directory that was there before is never removed.
-func openWorkDir(dir string, keep bool) (string, func(*app), error) {
+func openWorkDir(dir string, keep bool) (string, func(*cli.App), error) {
 	remove := !keep
 	if dir == "" {
 		tmp, err := os.MkdirTemp("", "stepd-run-")
@@ -386,15 +360,15 @@ func openWorkDir(dir string, keep bool) (string, func(*app), error) {
 	if err != nil {
 		return "", nil, fmt.Errorf("cannot use --workdir: %w", err)
 	}
-	return abs, func(a *app) {
+	return abs, func(a *cli.App) {
 		if !remove {
 			if keep {
-				a.statusf("work directory: %s", abs)
+				a.Statusf("work directory: %s", abs)
 			}
 			return
 		}
 		if err := os.RemoveAll(abs); err != nil {
-			a.statusf("warning: cannot remove the work directory: %v", err)
+			a.Statusf("warning: cannot remove the work directory: %v", err)
 		}
 	}, nil
 }

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/stepd/stepd/cmd/internal/cli"
 )
 
 // polls is a task whose step is Running for ever.
@@ -25,10 +27,10 @@ func TestTimeoutEndsPolling(t *testing.T) {
 	}))
 	defer server.Close()
 	var stdout, stderr bytes.Buffer
-	code := run(t.Context(), []string{"run", "--live", "-f", "-", "-o", "json", "--timeout", "300ms"},
-		stdio{in: strings.NewReader(polls(server.URL)), out: &stdout, err: &stderr})
-	if code != exitFailed || !strings.Contains(stderr.String(), "--timeout allows more") {
-		t.Errorf("exit code %d, want %d and the flag that helps in\n%s", code, exitFailed, &stderr)
+	code := cli.Run(t.Context(), newRootCommand, []string{"run", "--live", "-f", "-", "-o", "json", "--timeout", "300ms"},
+		cli.Stdio{In: strings.NewReader(polls(server.URL)), Out: &stdout, Err: &stderr})
+	if code != cli.ExitFailed || !strings.Contains(stderr.String(), "--timeout allows more") {
+		t.Errorf("exit code %d, want %d and the flag that helps in\n%s", code, cli.ExitFailed, &stderr)
 	}
 	var r report
 	if err := json.Unmarshal(stdout.Bytes(), &r); err != nil {
@@ -55,25 +57,10 @@ func TestInterruptEndsPolling(t *testing.T) {
 	}))
 	defer server.Close()
 	var stdout, stderr bytes.Buffer
-	code := run(ctx, []string{"run", "--live", "-f", "-"},
-		stdio{in: strings.NewReader(polls(server.URL)), out: &stdout, err: &stderr})
-	if code != exitFailed || !strings.Contains(stderr.String(), "interrupted") {
-		t.Errorf("exit code %d, want %d and the reason in\n%s", code, exitFailed, &stderr)
-	}
-}
-
-func TestPrintable(t *testing.T) {
-	for in, want := range map[string]string{
-		"plain é\ttab\n":       "plain é\ttab\n",
-		"\x1b[31mred\x1b[0m":   `\x1b[31mred\x1b[0m`,
-		"a\rb":                 `a\rb`,
-		"right\u202eto left":   `right\u202eto left`,
-		"bad \xff byte":        `bad \ufffd byte`,
-		"zero\u200bwidth\x00x": `zero\u200bwidth\x00x`,
-	} {
-		if got := printable(in); got != want {
-			t.Errorf("printable(%q) is %q, want %q", in, got, want)
-		}
+	code := cli.Run(ctx, newRootCommand, []string{"run", "--live", "-f", "-"},
+		cli.Stdio{In: strings.NewReader(polls(server.URL)), Out: &stdout, Err: &stderr})
+	if code != cli.ExitFailed || !strings.Contains(stderr.String(), "interrupted") {
+		t.Errorf("exit code %d, want %d and the reason in\n%s", code, cli.ExitFailed, &stderr)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"sort"
 
+	"github.com/stepd/stepd/cmd/internal/cli"
 	"github.com/stepd/stepd/runner/lint"
 )
 
@@ -76,7 +77,7 @@ func sarif(findings []lint.Finding) sarifLog {
 	}
 	sort.Strings(ids)
 	run := sarifRun{ColumnKind: "unicodeCodePoints", Results: []sarifResult{}}
-	run.Tool.Driver = sarifDriver{Name: "stepd lint", Version: readVersion().Version, InformationURI: "https://github.com/stepd/stepd"}
+	run.Tool.Driver = sarifDriver{Name: "stepd lint", Version: cli.ReadVersion().Version, InformationURI: "https://github.com/stepd/stepd"}
 	for _, id := range ids {
 		run.Tool.Driver.Rules = append(run.Tool.Driver.Rules, sarifRule{ID: id, ShortDescription: sarifText{rules[id]}})
 	}

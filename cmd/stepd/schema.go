@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/stepd/stepd/cmd/internal/cli"
 	"github.com/stepd/stepd/internal/nearname"
 	"github.com/stepd/stepd/schemas"
 )
@@ -19,7 +20,7 @@ Schema (draft 2020-12) of that step's config, or with --outputs of its outputs.
   stepd schema --kind PromotionTask > promotiontask.schema.json
   # yaml-language-server: $schema=promotiontask.schema.json`
 
-func newSchemaCommand(a *app) *cobra.Command {
+func newSchemaCommand(a *cli.App) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "schema [KIND]",
 		Short:             "Print the JSON Schema of a step's config, or of a whole document",
@@ -34,43 +35,43 @@ func newSchemaCommand(a *app) *cobra.Command {
 		switch {
 		case *document != "":
 			if len(args) > 0 || *outputs {
-				return usageError("--kind stands alone: it prints the schema of a document, not of a step")
+				return cli.UsageErrorf("--kind stands alone: it prints the schema of a document, not of a step")
 			}
 			s, err := documentSchema(*document)
 			if err != nil {
-				return usageError("%w", err)
+				return cli.UsageErrorf("%w", err)
 			}
-			return writeJSON(a.out, s)
+			return writeJSON(a.Out, s)
 		case len(args) == 1:
 			return printSchema(a, args[0], *outputs)
 		case *outputs:
-			return usageError("--outputs needs a kind of step: stepd schema --outputs KIND")
+			return cli.UsageErrorf("--outputs needs a kind of step: stepd schema --outputs KIND")
 		case output.value == "json":
-			return writeJSON(a.out, schemas.Kinds())
+			return writeJSON(a.Out, schemas.Kinds())
 		}
-		_, err := fmt.Fprintln(a.out, strings.Join(schemas.Kinds(), "\n"))
+		_, err := fmt.Fprintln(a.Out, strings.Join(schemas.Kinds(), "\n"))
 		return err
 	}
 	return cmd
 }
 
-func printSchema(a *app, kind string, outputs bool) error {
+func printSchema(a *cli.App, kind string, outputs bool) error {
 	read, what := schemas.Config, "config"
 	if outputs {
 		read, what = schemas.Output, "outputs"
 	}
 	b, ok := read(kind)
 	if ok {
-		_, err := fmt.Fprintln(a.out, strings.TrimSpace(string(b)))
+		_, err := fmt.Fprintln(a.Out, strings.TrimSpace(string(b)))
 		return err
 	}
 	if _, known := schemas.Config(kind); known {
-		return usageError("no schema for the %s of step %q: it has none", what, kind)
+		return cli.UsageErrorf("no schema for the %s of step %q: it has none", what, kind)
 	}
 	if near := nearname.Nearest(kind, schemas.Kinds(), 3); len(near) > 0 {
-		return usageError("unknown kind of step %q; did you mean %s?", kind, strings.Join(near, ", "))
+		return cli.UsageErrorf("unknown kind of step %q; did you mean %s?", kind, strings.Join(near, ", "))
 	}
-	return usageError("unknown kind of step %q; `stepd schema` lists them", kind)
+	return cli.UsageErrorf("unknown kind of step %q; `stepd schema` lists them", kind)
 }
 
 func mustParse(b []byte) map[string]any {

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"sigs.k8s.io/yaml"
 
+	"github.com/stepd/stepd/cmd/internal/cli"
 	"github.com/stepd/stepd/internal/configschema"
 	"github.com/stepd/stepd/internal/redact"
 	"github.com/stepd/stepd/internal/sharedata"
@@ -163,7 +164,7 @@ func TestGoldenStagesSatisfyTheDocumentSchema(t *testing.T) {
 // TestEveryStepHasASchema: what lint and editors know is what run can run.
 func TestEveryStepHasASchema(t *testing.T) {
 	t.Setenv("XDG_STATE_HOME", t.TempDir())
-	a := &app{stdio: stdio{out: io.Discard, err: io.Discard}, redactor: redact.New()}
+	a := &cli.App{Stdio: cli.Stdio{Out: io.Discard, Err: io.Discard}, Redactor: redact.New()}
 	set := &load.Set{}
 	e, err := newEdges(t.Context(), a, edgeFlags{}, true, set, runner.NewDocumentData(set, "p", ""), redact.NewLiteral())
 	if err != nil {

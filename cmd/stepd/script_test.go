@@ -14,6 +14,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/stepd/stepd/cmd/internal/cli"
+	"github.com/stepd/stepd/cmd/internal/serving"
 	"github.com/stepd/stepd/plugin"
 	"github.com/stepd/stepd/steps"
 )
@@ -22,7 +24,8 @@ var update = flag.Bool("update", false, "rewrite the golden files inside the scr
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
-		"stepd":             func() { os.Exit(Main()) },
+		"stepd":             func() { os.Exit(cli.Main(newRootCommand)) },
+		"stepd-serve":       func() { os.Exit(cli.Main(serving.NewRoot)) },
 		"stepd-step-hello":  func() { plugin.Serve(hello()) },
 		"stepd-step-other":  func() { plugin.Serve(hello()) },
 		"stepd-step-unruly": func() { plugin.Serve(loud(), deaf()) },

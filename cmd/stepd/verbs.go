@@ -1,18 +1,20 @@
 package main
 
-import "github.com/spf13/cobra"
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/stepd/stepd/cmd/internal/cli"
+)
 
 // verbs returns stepd's sub-commands.
-func verbs(a *app) []*cobra.Command {
-	return []*cobra.Command{
+func verbs(a *cli.App) []*cobra.Command {
+	return append([]*cobra.Command{
 		newExecCommand(a),
 		newLintCommand(a),
 		newPluginCommand(a),
 		newRunCommand(a),
 		newSchemaCommand(a),
-		newServeCommand(a),
 		newVerifyCommand(a),
 		newVersionCommand(a),
-		newWebhookCommand(a),
-	}
+	}, served(a)...)
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/stepd/stepd/cmd/internal/cli"
 	"github.com/stepd/stepd/internal/configschema"
 	"github.com/stepd/stepd/internal/credentials"
 	"github.com/stepd/stepd/internal/sigverify"
@@ -122,14 +123,14 @@ func (f *verifyFlags) emptyFlag(fs *pflag.FlagSet) error {
 	return empty
 }
 
-func newVerifyCommand(a *app) *cobra.Command {
+func newVerifyCommand(a *cli.App) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify [REF]",
 		Short: "Verify who signed an OCI artifact",
 		Long:  verifyHelp,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 1 {
-				return usageError("name one artifact: %q is one too many (a switch takes its value after =, as in --require-sct=false)", args[1])
+				return cli.UsageErrorf("name one artifact: %q is one too many (a switch takes its value after =, as in --require-sct=false)", args[1])
 			}
 			return nil
 		},
@@ -139,23 +140,23 @@ func newVerifyCommand(a *app) *cobra.Command {
 	output := outputFlag(cmd, "text", "json")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		startup.LimitMemory(verifyMemory)
-		sc, err := f.context(cmd.Flags(), args, a.in)
+		sc, err := f.context(cmd.Flags(), args, a.In)
 		if err != nil {
-			return usageError("%w", err)
+			return cli.UsageErrorf("%w", err)
 		}
-		sc.Log = a.log()
+		sc.Log = a.Log()
 		r := &verifyReport{}
 		verifyErr := r.run(cmd, a, sc, f.download)
 		if err := r.print(a, output.value, f.explain); err != nil {
-			return &exitError{code: exitFailed, err: fmt.Errorf("cannot write the report: %w", err)}
+			return &cli.ExitError{Code: cli.ExitFailed, Err: fmt.Errorf("cannot write the report: %w", err)}
 		}
 		switch {
 		case verifyErr == nil:
 			return nil
 		case errors.Is(verifyErr, steps.ErrConfig):
-			return usageError("%w", verifyErr)
+			return cli.UsageErrorf("%w", verifyErr)
 		default:
-			return &exitError{code: exitCode(verifyErr), err: verifyErr}
+			return &cli.ExitError{Code: exitCode(verifyErr), Err: verifyErr}
 		}
 	}
 	return cmd
@@ -348,13 +349,13 @@ type verifyReport struct {
 // read much. One artifact of the ordinary kind needs no collection at all.
 const memoryGoal = 32 << 20
 
-func (r *verifyReport) run(cmd *cobra.Command, a *app, sc *steps.Context, download string) error {
+func (r *verifyReport) run(cmd *cobra.Command, a *cli.App, sc *steps.Context, download string) error {
 	debug.SetMemoryLimit(memoryGoal)
 	o := ociverified.Options{
-		Credentials: a.redactor.Credentials(credentials.Local(credentials.LocalOptions{})),
+		Credentials: a.Redactor.Credentials(credentials.Local(credentials.LocalOptions{})),
 		Trust:       ociverified.BesideConfig{},
 		TUF:         tufCache(),
-		UserAgent:   "stepd/" + readVersion().Version,
+		UserAgent:   "stepd/" + cli.ReadVersion().Version,
 	}
 	r.accepted, r.err = ociverified.Verify(cmd.Context(), o, sc, func(c sigverify.Check) { r.checks = append(r.checks, c) })
 	if r.err == nil && download != "" {
@@ -375,7 +376,7 @@ func tufCache() *sigverify.TUF {
 	return &sigverify.TUF{CacheDir: filepath.Join(dir, "stepd", "tuf")}
 }
 
-func (r *verifyReport) print(a *app, format string, explain bool) error {
+func (r *verifyReport) print(a *cli.App, format string, explain bool) error {
 	if format == "json" {
 		return r.printJSON(a, explain)
 	}
@@ -405,11 +406,11 @@ func (r *verifyReport) print(a *app, format string, explain bool) error {
 			fmt.Fprintf(&b, "  %-10s %s\n", line[0], line[1])
 		}
 	}
-	_, err := io.WriteString(a.out, printable(b.String()))
+	_, err := io.WriteString(a.Out, cli.Printable(b.String()))
 	return err
 }
 
-func (r *verifyReport) printJSON(a *app, explain bool) error {
+func (r *verifyReport) printJSON(a *cli.App, explain bool) error {
 	out := map[string]any{"verified": r.accepted != nil, "rejected": []any{}}
 	var detail steps.Detailer
 	switch {
@@ -431,5 +432,5 @@ func (r *verifyReport) printJSON(a *app, explain bool) error {
 	if explain {
 		out["checks"] = append([]sigverify.Check{}, r.checks...)
 	}
-	return writeJSON(a.out, a.redactor.Value(out))
+	return writeJSON(a.Out, a.Redactor.Value(out))
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/stepd/stepd/cmd/internal/cli"
 	"github.com/stepd/stepd/internal/ociart/ocitest"
 	"github.com/stepd/stepd/internal/redact"
 	"github.com/stepd/stepd/internal/sharedata"
@@ -49,7 +50,7 @@ func TestVerifyReportLines(t *testing.T) {
 	r := &verifyReport{accepted: &ociverified.Accepted{Record: verification.Record{
 		Repository: "r/x", Digest: "sha256:1", Signer: verification.Signer{Subject: "a@b\n  signer     somebody\x1b[2K"},
 	}}}
-	if err := r.print(&app{stdio: stdio{out: &out}}, "text", false); err != nil {
+	if err := r.print(&cli.App{Stdio: cli.Stdio{Out: &out}}, "text", false); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := out.String(), "verified r/x@sha256:1\n  signer     a@b\\n  signer     somebody\\x1b[2K\n"; got != want {
@@ -67,7 +68,7 @@ func TestRunReportLines(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	p := newPrinter(&app{redactor: &redact.Redactor{}}, &out, ledger, runner.Promotion{Project: "p", Name: "prd.01.abc"})
+	p := newPrinter(&cli.App{Redactor: &redact.Redactor{}}, &out, ledger, runner.Promotion{Project: "p", Name: "prd.01.abc"})
 	p.signer("config")
 	want := "           verified r/x@sha256:1\n           signer     a@b\\n           signer     somebody\n"
 	if got := out.String(); got != want {

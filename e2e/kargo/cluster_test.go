@@ -87,7 +87,7 @@ func startCluster(ctx context.Context, dir, crds string) (_ *cluster, err error)
 	if c.workRoot == "" {
 		return c, nil // stepd is installed
 	}
-	bin, err := tools.Stepd(ctx, dir)
+	bin, err := tools.StepdServing(ctx, dir)
 	if err != nil {
 		return nil, err
 	}

@@ -103,21 +103,33 @@ func fromKube(ctx context.Context, name, module, pkg, ldflags string) (string, e
 }
 
 // Stepd builds stepd from the checkout into dir and returns the binary's path.
+// It runs every verb but serve and webhook; see StepdServing.
+func Stepd(ctx context.Context, dir string) (string, error) { return own(ctx, dir, "stepd") }
+
+// StepdServing is Stepd with stepd-serve beside it: all verbs run.
+func StepdServing(ctx context.Context, dir string) (string, error) {
+	if _, err := own(ctx, dir, "stepd-serve"); err != nil {
+		return "", err
+	}
+	return own(ctx, dir, "stepd")
+}
+
+// own builds one of the project's programs.
 //
 // The binary is a copy, as an installed one is: what the linker has just written
 // is in the page cache in other pieces, of which a process maps up to 4 MiB more.
-func Stepd(ctx context.Context, dir string) (string, error) {
+func own(ctx context.Context, dir, program string) (string, error) {
 	root, err := Checkout()
 	if err != nil {
 		return "", err
 	}
-	bin := filepath.Join(dir, "stepd")
+	bin := filepath.Join(dir, program)
 	linked := bin + ".linked"
-	if out, err := goCommand(ctx, root, "build", "-o", linked, "./cmd/stepd").CombinedOutput(); err != nil {
-		return "", fmt.Errorf("cannot build stepd: %w\n%s", err, out)
+	if out, err := goCommand(ctx, root, "build", "-o", linked, "./cmd/"+program).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("cannot build %s: %w\n%s", program, err, out)
 	}
 	if err := move(linked, bin); err != nil {
-		return "", fmt.Errorf("cannot install stepd: %w", err)
+		return "", fmt.Errorf("cannot install %s: %w", program, err)
 	}
 	return bin, nil
 }

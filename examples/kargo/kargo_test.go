@@ -1,7 +1,7 @@
 // Package kargo_test renders what is installed for Kargo and holds it against
 // the Kubernetes API, and against what the webhook itself says it needs. That
-// the command lines are right is tested in cmd/stepd, that the project is
-// Kargo's in e2e.
+// the command lines are right is tested in cmd/internal/serving, that the
+// project is Kargo's in e2e.
 package kargo_test
 
 import (

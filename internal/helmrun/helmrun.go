@@ -21,6 +21,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/stepd/stepd/internal/program"
 )
 
 const (
@@ -35,9 +37,6 @@ const (
 	// waitDelay is how long a killed run may hold its pipes.
 	waitDelay = 5 * time.Second
 )
-
-// ErrNotInstalled says that the command is missing.
-var ErrNotInstalled = errors.New("this step needs " + Program + ", which belongs beside stepd: `make build` makes both")
 
 // errOutputLimit says that a chart rendered to too much.
 var errOutputLimit = errors.New("the rendered chart is larger than 64 MiB")
@@ -107,16 +106,9 @@ func (c Command) find() (string, error) {
 	if c.Path != "" {
 		return c.Path, nil
 	}
-	self, err := os.Executable()
-	if err == nil {
-		self, err = filepath.EvalSymlinks(self)
-	}
+	path, err := program.Beside(Program)
 	if err != nil {
-		return "", fmt.Errorf("cannot look beside the running executable: %w", err)
-	}
-	path, err := exec.LookPath(filepath.Join(filepath.Dir(self), Program))
-	if err != nil {
-		return "", ErrNotInstalled
+		return "", fmt.Errorf("this step needs %s: %w", Program, err)
 	}
 	return path, nil
 }
@@ -196,7 +188,7 @@ func (h *Home) write(repositories []Repository) error {
 
 // Run runs c in dir and returns what it rendered. ctx's end kills it.
 func (h *Home) Run(ctx context.Context, c Command, dir string, r Request) ([]Manifest, error) {
-	program, err := c.find()
+	path, err := c.find()
 	if err != nil {
 		return nil, err
 	}
@@ -207,7 +199,7 @@ func (h *Home) Run(ctx context.Context, c Command, dir string, r Request) ([]Man
 	}
 	ctx, cancel := context.WithTimeout(ctx, defaultTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, program)
+	cmd := exec.CommandContext(ctx, path)
 	stdout, stderr := limited{max: maxOutput}, limited{max: maxDiagnostics} // a Go program says first why it dies
 	cmd.Dir, cmd.Env, cmd.WaitDelay = dir, h.environment(), waitDelay
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(request), &stdout, &stderr

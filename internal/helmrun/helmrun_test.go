@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/stepd/stepd/internal/program"
 )
 
 // install makes a program that shows what a stepd-helm would be given; the
@@ -107,7 +109,7 @@ func TestRunErrors(t *testing.T) {
 	if _, err := h.Run(ctx, install(t, `exec sleep 60`), t.TempDir(), Request{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("canceled: %v", err)
 	}
-	if _, err := h.Run(t.Context(), Command{}, t.TempDir(), Request{}); !errors.Is(err, ErrNotInstalled) {
+	if _, err := h.Run(t.Context(), Command{}, t.TempDir(), Request{}); !errors.Is(err, program.ErrNotInstalled) {
 		t.Errorf("not beside the executable: %v", err)
 	}
 }

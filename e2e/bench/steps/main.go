@@ -116,10 +116,10 @@ func serveSteps(ctx context.Context, root, socket, address string) error {
 		return err
 	}
 	opts := serve.Options{Insecure: true, MaxWaiting: crowd, Steps: rpc.ServerOptions{Steps: registrations(), WorkDirs: dirs}}
-	if opts.GRPC, err = serve.ParseAddress("unix:" + socket); err != nil {
+	if opts.GRPC, err = rpc.ParseAddress("unix:" + socket); err != nil {
 		return err
 	}
-	if opts.HTTP, err = serve.ParseAddress(address); err != nil {
+	if opts.HTTP, err = rpc.ParseAddress(address); err != nil {
 		return err
 	}
 	return serve.Run(ctx, opts)

@@ -87,7 +87,7 @@ func TestInstall(t *testing.T) {
 
 	t.Run("restricted pods", func(t *testing.T) { admitsPods(t, c, examples) })
 	t.Run("no webhook answers", func(t *testing.T) { failsClosed(t, c) })
-	bin, err := tools.Stepd(t.Context(), t.TempDir())
+	bin, err := tools.StepdServing(t.Context(), t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,51 +10,16 @@ import (
 	"net"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/stepd/stepd/runner/rpc"
 )
-
-// Address is where to listen.
-type Address struct {
-	// Network is "unix" or "tcp".
-	Network string
-	// Address is a socket's path or host:port.
-	Address string
-}
-
-// ParseAddress reads "unix:PATH" or "HOST:PORT". An empty host is an error:
-// listening on every interface has to be said, as 0.0.0.0 or [::].
-func ParseAddress(s string) (*Address, error) {
-	if path, ok := strings.CutPrefix(s, "unix:"); ok {
-		path = strings.TrimPrefix(path, "//")
-		if path == "" {
-			return nil, fmt.Errorf("cannot listen on %q: the socket's path is missing", s)
-		}
-		return &Address{Network: "unix", Address: path}, nil
-	}
-	host, _, err := net.SplitHostPort(s)
-	if err != nil {
-		return nil, fmt.Errorf("cannot listen on %q: want unix:PATH or HOST:PORT: %w", s, err)
-	}
-	if host == "" {
-		return nil, fmt.Errorf("cannot listen on %q: name the host, 127.0.0.1 or 0.0.0.0", s)
-	}
-	return &Address{Network: "tcp", Address: s}, nil
-}
-
-// String is what ParseAddress reads.
-func (a *Address) String() string {
-	if a.Network == "unix" {
-		return "unix:" + a.Address
-	}
-	return a.Address
-}
 
 // listen opens the address. A socket has mode 0600 and replaces one that nobody
 // listens on any more.
-func (a *Address) listen(ctx context.Context) (net.Listener, error) {
+func listen(ctx context.Context, a *rpc.Address) (net.Listener, error) {
 	if a.Network == "unix" {
 		if err := removeStale(ctx, a.Address); err != nil {
 			return nil, err

@@ -31,11 +31,11 @@ import (
 // Options say where to listen and how far to go. The zero value of an optional
 // field is the default given with it.
 type Options struct {
-	// GRPC and HTTP are listened on; see ParseAddress. At least one is needed.
-	GRPC, HTTP *Address
+	// GRPC and HTTP are listened on; see rpc.ParseAddress. At least one is needed.
+	GRPC, HTTP *rpc.Address
 	// Metrics is where /metrics, /healthz and /readyz are served without TLS;
 	// nil for nowhere.
-	Metrics *Address
+	Metrics *rpc.Address
 	// TLS is needed for every TCP address of GRPC and HTTP that Insecure does
 	// not excuse.
 	TLS *TLS
@@ -132,7 +132,7 @@ func (s *server) open(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if s.grpcListener, err = a.listen(ctx); err != nil {
+		if s.grpcListener, err = listen(ctx, a); err != nil {
 			return fmt.Errorf("cannot serve gRPC: %w", err)
 		}
 		bound["grpc"] = s.grpcListener.Addr()
@@ -167,7 +167,7 @@ func (s *server) open(ctx context.Context) error {
 
 // tlsFor decides how an address is protected. A unix socket is protected by
 // its directory and mode; TCP needs mutual TLS, or somebody's word.
-func (s *server) tlsFor(what string, a *Address) (*tls.Config, error) {
+func (s *server) tlsFor(what string, a *rpc.Address) (*tls.Config, error) {
 	switch {
 	case s.opts.TLS != nil && a.Network == "tcp":
 		config, err := s.opts.TLS.config()
@@ -209,8 +209,8 @@ func (s *server) newGRPC(service *rpc.Server, config *tls.Config, more ...grpc.S
 	return g
 }
 
-func (s *server) web(ctx context.Context, a *Address, h http.Handler, config *tls.Config) (net.Addr, error) {
-	l, err := a.listen(ctx)
+func (s *server) web(ctx context.Context, a *rpc.Address, h http.Handler, config *tls.Config) (net.Addr, error) {
+	l, err := listen(ctx, a)
 	if err != nil {
 		return nil, err
 	}

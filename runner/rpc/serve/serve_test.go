@@ -88,9 +88,9 @@ func (r *running) workDir(t testing.TB) string {
 	return dir
 }
 
-func parse(t testing.TB, s string) *serve.Address {
+func parse(t testing.TB, s string) *rpc.Address {
 	t.Helper()
-	a, err := serve.ParseAddress(s)
+	a, err := rpc.ParseAddress(s)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -431,7 +431,7 @@ func TestRefusesTCPWithoutTLS(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"", ":8080", "unix:", "localhost"} {
-		if a, err := serve.ParseAddress(bad); err == nil {
+		if a, err := rpc.ParseAddress(bad); err == nil {
 			t.Errorf("address %q was accepted as %v", bad, a)
 		}
 	}

@@ -1,4 +1,4 @@
-package main
+package serving
 
 import (
 	"bufio"
@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/stepd/stepd/cmd/internal/cli"
 )
 
 // TestServeKargo starts the sidecar without a key and without a cluster: it is
@@ -35,10 +37,10 @@ func TestServeKargo(t *testing.T) {
 	stderr, w := io.Pipe()
 	code := make(chan int, 1)
 	go func() {
-		code <- run(ctx, []string{
+		code <- cli.Run(ctx, NewRoot, []string{
 			"serve", "--kargo", "--work-root", dir, "--kubeconfig", kubeconfig, "--public-keys", keys,
 			"--http", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--drain", "1s",
-		}, stdio{in: strings.NewReader(""), out: io.Discard, err: w})
+		}, cli.Stdio{In: strings.NewReader(""), Out: io.Discard, Err: w})
 		w.Close()
 	}()
 	addresses := map[string]string{}
@@ -107,7 +109,7 @@ func TestServeKargo(t *testing.T) {
 		t.Errorf("the state directory: %v, %v", info, err)
 	}
 	stop()
-	if got := <-code; got != exitOK {
+	if got := <-code; got != cli.ExitOK {
 		t.Errorf("exit code %d", got)
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package serving
 
 import (
 	"context"
@@ -15,10 +15,11 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/dynamic"
 
+	"github.com/stepd/stepd/cmd/internal/cli"
 	"github.com/stepd/stepd/kargo/admission"
 	"github.com/stepd/stepd/kargo/cluster"
 	"github.com/stepd/stepd/runner"
-	"github.com/stepd/stepd/runner/rpc/serve"
+	"github.com/stepd/stepd/runner/rpc"
 	"github.com/stepd/stepd/schemas"
 	"github.com/stepd/stepd/steps"
 	"github.com/stepd/stepd/steps/atomiccommit"
@@ -59,7 +60,7 @@ type webhookFlags struct {
 	leave, drain                  time.Duration
 }
 
-func newWebhookCommand(a *app) *cobra.Command {
+func newWebhookCommand(a *cli.App) *cobra.Command {
 	var f webhookFlags
 	cmd := &cobra.Command{
 		Use:   "webhook",
@@ -68,7 +69,7 @@ func newWebhookCommand(a *app) *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !cmd.Flags().Changed("log-level") {
-				a.logLevel.Set(slog.LevelInfo)
+				a.LogLevel.Set(slog.LevelInfo)
 			}
 			return f.run(cmd.Context(), a)
 		},
@@ -97,36 +98,36 @@ func newWebhookCommand(a *app) *cobra.Command {
 	return cmd
 }
 
-func (f *webhookFlags) run(ctx context.Context, a *app) error {
+func (f *webhookFlags) run(ctx context.Context, a *cli.App) error {
 	registrations, registry, err := webhookSteps()
 	if err != nil {
-		return &exitError{code: exitFailed, err: err}
+		return &cli.ExitError{Code: cli.ExitFailed, Err: err}
 	}
 	kinds, err := admission.KindsOf(registrations)
 	if err != nil {
-		return &exitError{code: exitFailed, err: err}
+		return &cli.ExitError{Code: cli.ExitFailed, Err: err}
 	}
 	if err := f.check(); err != nil {
-		return usageError("%w", err)
+		return cli.UsageErrorf("%w", err)
 	}
 	o := admission.Options{
 		Listen: f.listen, Observe: f.metrics, Leave: f.leave, Drain: f.drain,
 		Rewriter: admission.Rewriter{SidecarURL: f.sidecar, Kinds: kinds},
 		Registry: registry,
-		Version:  readVersion().Version,
-		Log:      a.log(),
+		Version:  cli.ReadVersion().Version,
+		Log:      a.Log(),
 		Listening: func(listen, metrics net.Addr) {
-			a.statusf("serving webhooks at %s %s", listen.Network(), listen)
+			a.Statusf("serving webhooks at %s %s", listen.Network(), listen)
 			if metrics != nil {
-				a.statusf("serving metrics at %s %s", metrics.Network(), metrics)
+				a.Statusf("serving metrics at %s %s", metrics.Network(), metrics)
 			}
 		},
 	}
 	if err := f.sources(&o); err != nil {
-		return usageError("%w", err)
+		return cli.UsageErrorf("%w", err)
 	}
 	if err := admission.Serve(ctx, o); err != nil {
-		return &exitError{code: exitFailed, err: err}
+		return &cli.ExitError{Code: cli.ExitFailed, Err: err}
 	}
 	return nil
 }
@@ -138,7 +139,7 @@ func (f *webhookFlags) check() error {
 		addresses = append(addresses, f.metrics)
 	}
 	for _, address := range addresses {
-		if at, err := serve.ParseAddress(address); err != nil {
+		if at, err := rpc.ParseAddress(address); err != nil {
 			return err
 		} else if at.Network != "tcp" {
 			return fmt.Errorf("cannot listen on %q: the API server reaches HOST:PORT only", address)

@@ -1,4 +1,4 @@
-package main
+package serving
 
 import (
 	"bufio"
@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/stepd/stepd/cmd/internal/cli"
 )
 
 func TestServe(t *testing.T) {
@@ -21,9 +23,9 @@ func TestServe(t *testing.T) {
 	stderr, w := io.Pipe()
 	code := make(chan int, 1)
 	go func() {
-		code <- run(ctx, []string{
+		code <- cli.Run(ctx, NewRoot, []string{
 			"serve", "--work-root", root, "--http", "127.0.0.1:0", "--insecure", "--metrics", "127.0.0.1:0",
-		}, stdio{in: strings.NewReader(""), out: io.Discard, err: w})
+		}, cli.Stdio{In: strings.NewReader(""), Out: io.Discard, Err: w})
 		w.Close()
 	}()
 	addresses := map[string]string{}
@@ -90,7 +92,7 @@ func TestServe(t *testing.T) {
 		t.Errorf("the run is not counted: %v", err)
 	}
 	stop()
-	if c := <-code; c != exitOK {
+	if c := <-code; c != cli.ExitOK {
 		t.Errorf("exit code %d after a drain", c)
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package serving
 
 import (
 	"encoding/json"
@@ -13,6 +13,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/util/yaml"
+
+	"github.com/stepd/stepd/cmd/internal/cli"
 )
 
 // container is what matters here of a container in examples/kargo.
@@ -98,7 +100,7 @@ func TestSidecarsDefaultIsWhereTheWebhookSends(t *testing.T) {
 // readInstalled decodes the document of a kind in a file of examples/kargo.
 func readInstalled(t *testing.T, name, kind string, to any) {
 	t.Helper()
-	f, err := os.Open(filepath.Join("..", "..", "examples", "kargo", name))
+	f, err := os.Open(filepath.Join("..", "..", "..", "examples", "kargo", name))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +127,7 @@ func readInstalled(t *testing.T, name, kind string, to any) {
 // parseInstalled parses args with the command they name, which has to be want.
 func parseInstalled(t *testing.T, want string, args []string) *cobra.Command {
 	t.Helper()
-	cmd, rest, err := newRootCommand(&app{}).Find(args)
+	cmd, rest, err := NewRoot(&cli.App{}).Find(args)
 	if err != nil {
 		t.Fatal(err)
 	}

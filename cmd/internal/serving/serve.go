@@ -1,4 +1,4 @@
-package main
+package serving
 
 import (
 	"context"
@@ -8,6 +8,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/stepd/stepd/cmd/internal/cli"
+	"github.com/stepd/stepd/cmd/internal/hosting"
 	stepdv1 "github.com/stepd/stepd/proto/stepd/v1"
 	"github.com/stepd/stepd/runner/rpc"
 	"github.com/stepd/stepd/runner/rpc/serve"
@@ -46,13 +48,13 @@ type serveFlags struct {
 	maxRunning, maxWaiting int
 	maxRequestBytes        int
 	stepTimeout, drain     time.Duration
-	hosted                 hostedFlags
-	clusters               clusterFlags
-	plugins                pluginFlags
+	hosted                 hosting.StepFlags
+	clusters               hosting.ClusterFlags
+	plugins                hosting.PluginFlags
 	kargo                  kargoFlags
 }
 
-func newServeCommand(a *app) *cobra.Command {
+func newServeCommand(a *cli.App) *cobra.Command {
 	var f serveFlags
 	cmd := &cobra.Command{
 		Use:   "serve (--work-root DIR (--grpc ADDRESS | --http ADDRESS) | --kargo --public-keys DIR)",
@@ -61,7 +63,7 @@ func newServeCommand(a *app) *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := f.kargo.check(cmd.Flags()); err != nil {
-				return usageError("%w", err)
+				return cli.UsageErrorf("%w", err)
 			}
 			if f.kargo.enabled {
 				return f.runKargo(cmd.Context(), a)
@@ -86,59 +88,59 @@ func newServeCommand(a *app) *cobra.Command {
 	fl.IntVar(&f.maxRequestBytes, "max-request-bytes", rpc.MaxMessageBytes, "greatest size of a request")
 	fl.DurationVar(&f.stepTimeout, "step-timeout", 30*time.Minute, "bound of one attempt, besides the caller's deadline")
 	fl.DurationVar(&f.drain, "drain", 30*time.Second, "how long running steps may go on after SIGTERM")
-	f.hosted.add(fl)
-	f.clusters.add(fl)
-	f.plugins.add(fl)
+	f.hosted.Add(fl)
+	f.clusters.Add(fl)
+	f.plugins.Add(fl)
 	f.kargo.add(fl)
 	return cmd
 }
 
-func (f *serveFlags) run(ctx context.Context, a *app) error {
+func (f *serveFlags) run(ctx context.Context, a *cli.App) error {
 	opts, err := f.options()
 	if err != nil {
-		return usageError("%w", err)
+		return cli.UsageErrorf("%w", err)
 	}
-	set, err := readSecrets(ctx, a, f.secrets)
+	set, err := hosting.ReadSecrets(ctx, a, f.secrets)
 	if err != nil {
-		return usageError("%w", err)
+		return cli.UsageErrorf("%w", err)
 	}
-	own, err := newHosted(f.hosted, ociverified.Below{}, a.redactor.Secrets(documentSecrets{set}), nil)
+	own, err := f.hosted.Steps(ociverified.Below{}, a.Redactor.Secrets(hosting.DocumentSecrets{Set: set}), nil)
 	if err != nil {
-		return usageError("%w", err)
+		return cli.UsageErrorf("%w", err)
 	}
-	log := a.log()
-	fromPlugins, donePlugins, err := f.plugins.open(ctx, log)
+	log := a.Log()
+	fromPlugins, donePlugins, err := f.plugins.Open(ctx, log)
 	if err != nil {
-		return usageError("%w", err)
+		return cli.UsageErrorf("%w", err)
 	}
 	defer donePlugins()
 	dirs, err := rpc.OpenWorkDirs(f.workRoot)
 	if err != nil {
-		return usageError("%w", err)
+		return cli.UsageErrorf("%w", err)
 	}
 	defer func() { _ = dirs.Close() }()
-	version := readVersion().Version
+	version := cli.ReadVersion().Version
 	if opts.Tracing, err = serve.TracingFromEnvironment(ctx, version); err != nil {
-		return usageError("%w", err)
+		return cli.UsageErrorf("%w", err)
 	}
-	caps, err := documentCapabilities(a, set, f.clusters)
+	caps, err := hosting.DocumentCapabilities(a, set, f.clusters)
 	if err != nil {
-		return usageError("%w", err)
+		return cli.UsageErrorf("%w", err)
 	}
 	opts.Log = log
 	opts.Steps = rpc.ServerOptions{
-		Steps:    append(own.registrations, fromPlugins...),
+		Steps:    append(own, fromPlugins...),
 		Grant:    func(context.Context, steps.Registration, *stepdv1.RunStepRequest) steps.Capabilities { return caps },
 		WorkDirs: dirs,
 		Timeout:  f.stepTimeout,
-		Redactor: a.redactor,
+		Redactor: a.Redactor,
 		Log:      log,
 		Version:  version,
 	}
 	opts.Ready = func(bound map[string]net.Addr) {
 		for _, what := range []string{"grpc", "http", "metrics"} {
 			if addr := bound[what]; addr != nil {
-				a.statusf("serving %s at %s %s", what, addr.Network(), addr)
+				a.Statusf("serving %s at %s %s", what, addr.Network(), addr)
 			}
 		}
 	}
@@ -146,7 +148,7 @@ func (f *serveFlags) run(ctx context.Context, a *app) error {
 	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	if err = errors.Join(err, opts.Tracing.Shutdown(flush)); err != nil {
-		return &exitError{code: exitFailed, err: err}
+		return &cli.ExitError{Code: cli.ExitFailed, Err: err}
 	}
 	return nil
 }
@@ -165,13 +167,13 @@ func (f *serveFlags) options() (serve.Options, error) {
 	}
 	for _, flag := range []struct {
 		value string
-		to    **serve.Address
+		to    **rpc.Address
 	}{{f.grpc, &opts.GRPC}, {f.http, &opts.HTTP}, {f.metrics, &opts.Metrics}} {
 		if flag.value == "" {
 			continue
 		}
 		var err error
-		if *flag.to, err = serve.ParseAddress(flag.value); err != nil {
+		if *flag.to, err = rpc.ParseAddress(flag.value); err != nil {
 			return opts, err
 		}
 	}

@@ -1,4 +1,4 @@
-package main
+package serving
 
 import (
 	"context"
@@ -13,6 +13,8 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/stepd/stepd/cmd/internal/cli"
+	"github.com/stepd/stepd/cmd/internal/hosting"
 	"github.com/stepd/stepd/internal/credentials"
 	"github.com/stepd/stepd/internal/gitrepo"
 	"github.com/stepd/stepd/internal/verification"
@@ -20,7 +22,7 @@ import (
 	"github.com/stepd/stepd/kargo/sidecar"
 	"github.com/stepd/stepd/runner"
 	"github.com/stepd/stepd/runner/kargoapi"
-	"github.com/stepd/stepd/runner/rpc/serve"
+	"github.com/stepd/stepd/runner/rpc"
 	"github.com/stepd/stepd/steps"
 	"github.com/stepd/stepd/steps/ociverified"
 )
@@ -94,53 +96,53 @@ func (f *kargoFlags) check(fl *pflag.FlagSet) error {
 }
 
 // runKargo is `stepd serve --kargo`.
-func (f *serveFlags) runKargo(ctx context.Context, a *app) error {
+func (f *serveFlags) runKargo(ctx context.Context, a *cli.App) error {
 	if f.maxRunning < 1 || f.drain <= 0 {
-		return usageError("limits have to be positive: a server without them can be exhausted")
+		return cli.UsageErrorf("limits have to be positive: a server without them can be exhausted")
 	}
 	if f.http == "" {
 		f.http = defaultSidecar
 	}
-	var metrics *serve.Address
+	var metrics *rpc.Address
 	if f.metrics != "" {
 		var err error
-		if metrics, err = serve.ParseAddress(f.metrics); err != nil || metrics.Network != "tcp" {
-			return usageError("--metrics has to be HOST:PORT, not %q", f.metrics)
+		if metrics, err = rpc.ParseAddress(f.metrics); err != nil || metrics.Network != "tcp" {
+			return cli.UsageErrorf("--metrics has to be HOST:PORT, not %q", f.metrics)
 		}
 	}
 	workRoot, stateDir, err := f.sidecarDirs()
 	if err != nil {
-		return usageError("%w", err)
+		return cli.UsageErrorf("%w", err)
 	}
 	config, err := cluster.Config(f.kargo.kubeconfig)
 	if err != nil {
-		return usageError("%w", err)
+		return cli.UsageErrorf("%w", err)
 	}
 	client, err := cluster.New(config)
 	if err != nil {
-		return usageError("%w", err)
+		return cli.UsageErrorf("%w", err)
 	}
-	log := a.log()
+	log := a.Log()
 	keys := &sidecar.KeyDir{Path: f.kargo.publicKeys, Log: log}
 	if info, err := os.Stat(keys.Path); err != nil || !info.IsDir() {
-		return usageError("--public-keys has to be a directory, not %q", keys.Path)
+		return cli.UsageErrorf("--public-keys has to be a directory, not %q", keys.Path)
 	}
 	if _, err := keys.Keys(); err != nil {
 		// The webhook may be about to publish its first key.
-		a.statusf("stepd: no step will run until there is a key: %v", err)
+		a.Statusf("stepd: no step will run until there is a key: %v", err)
 	}
 	hosted := f.hosted
-	hosted.stateDir = stateDir
+	hosted.StateDir = stateDir
 	server, err := sidecar.New(sidecar.Options{
 		Cluster: client, Keys: keys.Keys, WorkRoot: workRoot, StateDir: stateDir,
 		Ledger: verification.Dir{Path: filepath.Join(stateDir, "verifications")},
 		Steps: func(e sidecar.Edges) ([]steps.Registration, error) {
 			live := gitrepo.Guarded(gitrepo.NewLive(gitrepo.LiveOptions{}), e.CheckPush)
-			own, err := newHosted(hosted, ociverified.Below{}, e.Secrets, live)
+			own, err := hosted.Steps(ociverified.Below{}, e.Secrets, live)
 			if err != nil {
 				return nil, err
 			}
-			return own.registrations, nil
+			return own, nil
 		},
 		Capabilities: steps.Capabilities{
 			Credentials: credentials.FromSecrets(client.CredentialSecrets, credentials.SecretOptions{
@@ -148,31 +150,31 @@ func (f *serveFlags) runKargo(ctx context.Context, a *app) error {
 			}),
 			GitUser: clusterGitUser{client, f.kargo.systemNamespace},
 		},
-		UIBaseURL: f.kargo.uiBaseURL, MaxRunning: f.maxRunning, Log: log, Version: readVersion().Version,
+		UIBaseURL: f.kargo.uiBaseURL, MaxRunning: f.maxRunning, Log: log, Version: cli.ReadVersion().Version,
 	})
 	if err != nil {
-		return usageError("%w", err)
+		return cli.UsageErrorf("%w", err)
 	}
 	l, err := sidecar.Listen(ctx, f.http)
 	if err != nil {
-		return usageError("%w", err)
+		return cli.UsageErrorf("%w", err)
 	}
 	if metrics != nil {
 		done, err := observe(ctx, a, metrics.Address, server)
 		if err != nil {
-			return usageError("cannot serve metrics: %w", errors.Join(err, l.Close()))
+			return cli.UsageErrorf("cannot serve metrics: %w", errors.Join(err, l.Close()))
 		}
 		defer done()
 	}
-	a.statusf("serving kargo at tcp %s", l.Addr())
+	a.Statusf("serving kargo at tcp %s", l.Addr())
 	if err := server.Serve(ctx, l, f.drain); err != nil {
-		return &exitError{code: exitFailed, err: err}
+		return &cli.ExitError{Code: cli.ExitFailed, Err: err}
 	}
 	return nil
 }
 
 // observe serves metrics and health until done is called.
-func observe(ctx context.Context, a *app, address string, server *sidecar.Server) (done func(), err error) {
+func observe(ctx context.Context, a *cli.App, address string, server *sidecar.Server) (done func(), err error) {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
@@ -182,10 +184,10 @@ func observe(ctx context.Context, a *app, address string, server *sidecar.Server
 	go func() {
 		defer close(ended)
 		if err := web.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			a.statusf("stepd: cannot serve metrics: %v", err)
+			a.Statusf("stepd: cannot serve metrics: %v", err)
 		}
 	}()
-	a.statusf("serving metrics at tcp %s", l.Addr())
+	a.Statusf("serving metrics at tcp %s", l.Addr())
 	return func() {
 		_ = web.Close() // scrapes and probes are repeated
 		<-ended
@@ -205,7 +207,7 @@ func (f *serveFlags) sidecarDirs() (workRoot, stateDir string, err error) {
 	if err != nil {
 		return "", "", fmt.Errorf("cannot use the work root: %w", err)
 	}
-	stateDir = f.hosted.stateDir
+	stateDir = f.hosted.StateDir
 	if stateDir == "" {
 		stateDir = filepath.Join(workRoot, "stepd")
 	}
@@ -242,7 +244,7 @@ type clusterGitUser struct {
 
 // GitUser implements steps.GitUserSource.
 func (g clusterGitUser) GitUser(ctx context.Context) (steps.GitUser, error) {
-	u, err := environmentGitUser()
+	u, err := hosting.EnvironmentGitUser()
 	if err != nil {
 		return steps.GitUser{}, err
 	}
@@ -250,7 +252,7 @@ func (g clusterGitUser) GitUser(ctx context.Context) (steps.GitUser, error) {
 	if err != nil {
 		return steps.GitUser{}, err
 	}
-	return withClusterConfig(u, config, func(name string) (*kargoapi.Secret, error) {
+	return hosting.WithClusterConfig(u, config, func(name string) (*kargoapi.Secret, error) {
 		return g.client.Secret(ctx, g.systemNamespace, name)
 	})
 }

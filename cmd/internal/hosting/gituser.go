@@ -1,4 +1,4 @@
-package main
+package hosting
 
 import (
 	"context"
@@ -10,22 +10,22 @@ import (
 	"github.com/stepd/stepd/steps"
 )
 
-// gitUserOf resolves the system's git identity as Kargo's controller does
+// DocumentGitUser resolves the system's git identity as Kargo's controller does
 // (compat.md 6.5): the ClusterConfig among the documents, else the environment,
 // else Kargo's defaults.
-func gitUserOf(set *load.Set) steps.GitUserSource { return systemGitUser{set} }
+func DocumentGitUser(set *load.Set) steps.GitUserSource { return systemGitUser{set} }
 
 type systemGitUser struct{ set *load.Set }
 
 // GitUser implements steps.GitUserSource.
 func (g systemGitUser) GitUser(context.Context) (steps.GitUser, error) {
-	u, err := environmentGitUser()
+	u, err := EnvironmentGitUser()
 	if err != nil {
 		return steps.GitUser{}, err
 	}
 	for _, d := range load.Of[*kargoapi.ClusterConfig](g.set) {
 		config, _ := load.As[*kargoapi.ClusterConfig](d)
-		if u, err = withClusterConfig(u, config, g.secret); err != nil {
+		if u, err = WithClusterConfig(u, config, g.secret); err != nil {
 			return steps.GitUser{}, err
 		}
 	}
@@ -44,8 +44,8 @@ func (g systemGitUser) secret(name string) (*kargoapi.Secret, error) {
 	return nil, fmt.Errorf("no Secret %q, which the ClusterConfig names, is among the documents", name)
 }
 
-// environmentGitUser is the identity that the environment says, or Kargo's own.
-func environmentGitUser() (steps.GitUser, error) {
+// EnvironmentGitUser is the identity that the environment says, or Kargo's own.
+func EnvironmentGitUser() (steps.GitUser, error) {
 	u := steps.GitUser{Name: os.Getenv("GITCLIENT_NAME"), Email: os.Getenv("GITCLIENT_EMAIL")}
 	if u.Name == "" {
 		u.Name = "Kargo"
@@ -63,9 +63,9 @@ func environmentGitUser() (steps.GitUser, error) {
 	return u, nil
 }
 
-// withClusterConfig lays what a ClusterConfig says, if there is one, over an
+// WithClusterConfig lays what a ClusterConfig says, if there is one, over an
 // identity. Secret reads a Secret of the system namespace.
-func withClusterConfig(u steps.GitUser, config *kargoapi.ClusterConfig, secret func(name string) (*kargoapi.Secret, error)) (steps.GitUser, error) {
+func WithClusterConfig(u steps.GitUser, config *kargoapi.ClusterConfig, secret func(name string) (*kargoapi.Secret, error)) (steps.GitUser, error) {
 	if config == nil || config.Spec.GitClient == nil {
 		return u, nil
 	}

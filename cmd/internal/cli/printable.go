@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"strconv"
@@ -6,9 +6,9 @@ import (
 	"unicode"
 )
 
-// printable makes text from outside harmless for a terminal: what is neither
+// Printable makes text from outside harmless for a terminal: what is neither
 // visible nor a newline or tab is shown as an escape.
-func printable(s string) string {
+func Printable(s string) string {
 	ok := func(r rune) bool { return r == '\n' || r == '\t' || unicode.IsPrint(r) && r != unicode.ReplacementChar }
 	if strings.IndexFunc(s, func(r rune) bool { return !ok(r) }) < 0 {
 		return s

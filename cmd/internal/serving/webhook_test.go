@@ -1,4 +1,4 @@
-package main
+package serving
 
 import (
 	"bufio"
@@ -22,6 +22,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/stepd/stepd/cmd/internal/cli"
 )
 
 // webhookFiles makes a certificate for 127.0.0.1 and a signing key.
@@ -74,11 +76,11 @@ func TestWebhook(t *testing.T) {
 	stderr, w := io.Pipe()
 	code := make(chan int, 1)
 	go func() {
-		code <- run(ctx, []string{
+		code <- cli.Run(ctx, NewRoot, []string{
 			"webhook", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--leave", "0s",
 			"--tls-cert", filepath.Join(dir, "tls.crt"), "--tls-key", filepath.Join(dir, "tls.key"),
 			"--signing-key", filepath.Join(dir, "signing.pem"), "--sidecar-url", "http://127.0.0.1:1234/",
-		}, stdio{in: strings.NewReader(""), out: io.Discard, err: w})
+		}, cli.Stdio{In: strings.NewReader(""), Out: io.Discard, Err: w})
 		w.Close()
 	}()
 	addresses := map[string]string{}
@@ -139,7 +141,7 @@ func TestWebhook(t *testing.T) {
 		t.Errorf("/readyz says %d %s", resp.StatusCode, text)
 	}
 	stop()
-	if c := <-code; c != exitOK {
+	if c := <-code; c != cli.ExitOK {
 		t.Errorf("exit code %d after a drain", c)
 	}
 }
