@@ -1,10 +1,8 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -26,6 +24,8 @@ func served(a *cli.App) []*cobra.Command {
 	}
 	for _, cmd := range verbs {
 		cmd.DisableFlagParsing = true
+		// A signal that somebody has begun to handle is lost in the change.
+		cmd.PersistentPreRun = func(*cobra.Command, []string) {}
 		cmd.RunE = func(cmd *cobra.Command, _ []string) error { return becomeServe(a, cmd) }
 		cmd.SetHelpFunc(func(cmd *cobra.Command, _ []string) {
 			if err := becomeServe(a, cmd); err != nil {
@@ -47,11 +47,6 @@ func becomeServe(a *cli.App, cmd *cobra.Command) error {
 	path, err := program.Beside(serveProgram)
 	if err != nil {
 		return fmt.Errorf("%s needs %s: %w", cmd.CommandPath(), serveProgram, err)
-	}
-	// From here on a signal ends the process, as it does at the start of one.
-	signal.Reset(os.Interrupt, syscall.SIGTERM)
-	if cmd.Context().Err() != nil {
-		return &cli.ExitError{Code: cli.ExitFailed, Err: errors.New("interrupted")}
 	}
 	return fmt.Errorf("cannot start %s: %w", path, syscall.Exec(path, append([]string{path}, a.Args...), os.Environ()))
 }

@@ -23,6 +23,9 @@ func TestServedVerbs(t *testing.T) {
 	var got, want []string
 	for _, cmd := range served(&cli.App{}) {
 		got = append(got, cmd.Use+"\n"+cmd.Short)
+		if cmd.PersistentPreRun == nil {
+			t.Errorf("%s watches for signals: one that comes when it becomes stepd-serve would be lost", cmd.Name())
+		}
 	}
 	for _, cmd := range serving.NewRoot(&cli.App{}).Commands() {
 		want = append(want, cmd.Use+"\n"+cmd.Short)

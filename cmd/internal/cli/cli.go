@@ -38,6 +38,8 @@ type App struct {
 	Redactor *redact.Redactor
 	// LogLevel is set by --log-level.
 	LogLevel slog.LevelVar
+	// signals tells that those of the process are for this command line.
+	signals bool
 }
 
 // Stdio is the process's terminal: data goes to Out, status to Err.
@@ -47,20 +49,22 @@ type Stdio struct {
 }
 
 // Main runs a program on the process's arguments and returns its exit code.
-// Interrupt and SIGTERM end the context of its verbs.
+// Interrupt and SIGTERM end the context of a verb. Before one runs they end the
+// process.
 func Main(root func(*App) *cobra.Command) int {
-	// The second signal ends the process the hard way.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	context.AfterFunc(ctx, stop)
-	return Run(ctx, root, os.Args[1:], Stdio{In: os.Stdin, Out: os.Stdout, Err: os.Stderr})
+	a := &App{Args: os.Args[1:], Stdio: Stdio{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}, signals: true}
+	return a.run(context.Background(), root)
 }
 
 // Run executes one command line and returns the exit code.
 func Run(ctx context.Context, root func(*App) *cobra.Command, args []string, std Stdio) int {
-	a := &App{Stdio: std, Args: args, Redactor: redact.New()}
+	return (&App{Stdio: std, Args: args}).run(ctx, root)
+}
+
+func (a *App) run(ctx context.Context, root func(*App) *cobra.Command) int {
+	a.Redactor = redact.New()
 	cmd := root(a)
-	cmd.SetArgs(args)
+	cmd.SetArgs(a.Args)
 	err := cmd.ExecuteContext(ctx)
 	if err == nil {
 		return ExitOK
@@ -76,7 +80,8 @@ func Run(ctx context.Context, root func(*App) *cobra.Command, args []string, std
 }
 
 // NewRoot makes the command "stepd", which is what its users call it whichever
-// program answers, with the flags of every verb.
+// program answers, with the flags of every verb. A verb with a PersistentPreRun
+// of its own has a context that no signal ends.
 func NewRoot(a *App, short, long string, verbs ...*cobra.Command) *cobra.Command {
 	a.LogLevel.Set(slog.LevelWarn)
 	root := &cobra.Command{
@@ -88,6 +93,14 @@ func NewRoot(a *App, short, long string, verbs ...*cobra.Command) *cobra.Command
 		Args:          cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return cmd.Help()
+		},
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
+			if a.signals {
+				// The second signal ends the process the hard way.
+				ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+				context.AfterFunc(ctx, stop)
+				cmd.SetContext(ctx)
+			}
 		},
 	}
 	root.SetIn(a.In)
