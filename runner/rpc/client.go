@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	_ "google.golang.org/grpc/encoding/gzip" // servers in other languages compress unasked; without it no answer of theirs is understood
 	"google.golang.org/protobuf/proto"
 
 	stepdv1 "github.com/stepd/stepd/proto/stepd/v1"

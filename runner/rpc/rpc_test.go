@@ -70,6 +70,17 @@ func dialService(t testing.TB, register func(grpc.ServiceRegistrar)) *grpc.Clien
 	return conn
 }
 
+// TestCompressedMessages: gRPC in other languages compresses what it sends when
+// its user says so, whatever the peer offered; Python's grpc.server does with
+// compression=grpc.Compression.Gzip. A client that compresses is answered so.
+func TestCompressedMessages(t *testing.T) {
+	service := stepdv1.NewStepServiceClient(dial(t, rpc.ServerOptions{Steps: contracttest.Steps()}))
+	resp, err := service.ListSteps(t.Context(), &stepdv1.ListStepsRequest{}, grpc.UseCompressor("gzip"))
+	if err != nil || len(resp.GetSteps()) != len(contracttest.Steps()) {
+		t.Errorf("%d steps, %v", len(resp.GetSteps()), err)
+	}
+}
+
 func lookup(c *rpc.Client) func(testing.TB, string) steps.Registration {
 	return func(t testing.TB, kind string) steps.Registration {
 		t.Helper()
