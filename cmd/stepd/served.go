@@ -27,11 +27,7 @@ func served(a *cli.App) []*cobra.Command {
 		// A signal that somebody has begun to handle is lost in the change.
 		cmd.PersistentPreRun = func(*cobra.Command, []string) {}
 		cmd.RunE = func(cmd *cobra.Command, _ []string) error { return becomeServe(a, cmd) }
-		cmd.SetHelpFunc(func(cmd *cobra.Command, _ []string) {
-			if err := becomeServe(a, cmd); err != nil {
-				a.Statusf("stepd: %v", err) // help has no other way to fail
-			}
-		})
+		cmd.SetHelpFunc(func(cmd *cobra.Command, _ []string) { a.Fail(becomeServe(a, cmd)) })
 		cmd.ValidArgsFunction = func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 			cobra.CompErrorln(becomeServe(a, cmd).Error())
 			return nil, cobra.ShellCompDirectiveError

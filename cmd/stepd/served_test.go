@@ -114,6 +114,7 @@ func TestServeIsNotInstalled(t *testing.T) {
 	}
 	check("a verb", "stepd: stepd serve needs stepd-serve: not installed", "serve", "--kargo")
 	check("the other", "go install github.com/stepd/stepd/cmd/...@latest", "--log-level", "INFO", "webhook")
+	check("its help", "stepd: stepd webhook needs stepd-serve: not installed", "help", "webhook")
 	writeFile(t, missing, "#!/bin/sh\n")
 	if err := os.Chmod(missing, 0o600); err != nil {
 		t.Fatal(err)

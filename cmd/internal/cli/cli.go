@@ -40,6 +40,8 @@ type App struct {
 	LogLevel slog.LevelVar
 	// signals tells that those of the process are for this command line.
 	signals bool
+	// failed is what Fail was told.
+	failed error
 }
 
 // Stdio is the process's terminal: data goes to Out, status to Err.
@@ -66,6 +68,9 @@ func (a *App) run(ctx context.Context, root func(*App) *cobra.Command) int {
 	cmd := root(a)
 	cmd.SetArgs(a.Args)
 	err := cmd.ExecuteContext(ctx)
+	if err == nil {
+		err = a.failed
+	}
 	if err == nil {
 		return ExitOK
 	}
@@ -113,6 +118,10 @@ func NewRoot(a *App, short, long string, verbs ...*cobra.Command) *cobra.Command
 	root.AddCommand(verbs...)
 	return root
 }
+
+// Fail makes this command line end with err where cobra has no way to return
+// one, such as in help.
+func (a *App) Fail(err error) { a.failed = err }
 
 // Log returns the logger of a verb: text on stderr, secrets masked.
 func (a *App) Log() *slog.Logger {
