@@ -7,6 +7,7 @@ package program
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,8 +17,8 @@ import (
 var ErrNotInstalled = errors.New("not installed")
 
 // Beside returns the path of a program in the directory of the running
-// executable, after symlinks. For one that is missing, or is no executable, it
-// returns an ErrNotInstalled.
+// executable, after symlinks. For one that is missing, or that this user cannot
+// execute, it returns an ErrNotInstalled.
 func Beside(name string) (string, error) {
 	self, err := os.Executable()
 	if err == nil {
@@ -28,9 +29,12 @@ func Beside(name string) (string, error) {
 	}
 	want := filepath.Join(filepath.Dir(self), name)
 	path, err := exec.LookPath(want)
-	if err != nil {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return "", fmt.Errorf("%w: there is no program %s; `go install github.com/stepd/stepd/cmd/...@latest` installs all that stepd needs, and `make build` builds it",
 			ErrNotInstalled, want)
+	case err != nil:
+		return "", fmt.Errorf("%w so that it can be started: %w", ErrNotInstalled, err)
 	}
 	return path, nil
 }

@@ -22,20 +22,20 @@ func TestBeside(t *testing.T) {
 	for _, tc := range []struct {
 		reason string
 		change func() error
-		found  bool
+		says   string // empty where it is found
 	}{
-		{"nothing there", func() error { return nil }, false},
-		{"no executable", func() error { return os.WriteFile(want, nil, 0o600) }, false},
-		{"a program", func() error { return os.Chmod(want, 0o700) }, true},
+		{"nothing there", func() error { return nil }, "there is no program " + want},
+		{"no executable", func() error { return os.WriteFile(want, nil, 0o600) }, "permission denied"},
+		{"a program", func() error { return os.Chmod(want, 0o700) }, ""},
 	} {
 		if err := tc.change(); err != nil {
 			t.Fatal(err)
 		}
 		switch got, err := Beside(name); {
-		case tc.found && (got != want || err != nil):
+		case tc.says == "" && (got != want || err != nil):
 			t.Errorf("%s: %q, %v, want %q", tc.reason, got, err, want)
-		case !tc.found && (got != "" || !errors.Is(err, ErrNotInstalled) || !strings.Contains(err.Error(), want)):
-			t.Errorf("%s: %q, %v, want it to say what belongs at %s", tc.reason, got, err, want)
+		case tc.says != "" && (got != "" || !errors.Is(err, ErrNotInstalled) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), tc.says)):
+			t.Errorf("%s: %q, %v, want it to say %q of %s", tc.reason, got, err, tc.says, want)
 		}
 	}
 }
