@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -40,6 +41,9 @@ func served(a *cli.App) []*cobra.Command {
 // id, command line, environment, directory and terminal. It returns only if it
 // cannot.
 func becomeServe(a *cli.App, cmd *cobra.Command) error {
+	if self := os.Args[0]; filepath.Base(self) == serveProgram {
+		return fmt.Errorf("%s needs %s: %s is a copy of stepd", cmd.CommandPath(), serveProgram, self) // and would become itself for ever
+	}
 	path, err := program.Beside(serveProgram)
 	if err != nil {
 		return fmt.Errorf("%s needs %s: %w", cmd.CommandPath(), serveProgram, err)

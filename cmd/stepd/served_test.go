@@ -125,6 +125,14 @@ func TestServeIsNotInstalled(t *testing.T) {
 	}
 	writeFile(t, missing, "neither script nor program")
 	check("no program for this machine", "cannot start "+missing, "serve")
+	t.Run("a copy of stepd", func(t *testing.T) {
+		was := os.Args[0]
+		t.Cleanup(func() { os.Args[0] = was })
+		os.Args[0] = missing
+		if out, code := stepd(t, "serve"); code != cli.ExitUsage || !strings.Contains(out, missing+" is a copy of stepd") {
+			t.Errorf("exit code %d\n%s", code, out)
+		}
+	})
 	// The rest works without it.
 	if out, err := exec.CommandContext(t.Context(), alone, "version").CombinedOutput(); err != nil {
 		t.Errorf("version: %v\n%s", err, out)
