@@ -20,16 +20,16 @@ func ParseAddress(s string) (*Address, error) {
 	if path, ok := strings.CutPrefix(s, "unix:"); ok {
 		path = strings.TrimPrefix(path, "//")
 		if path == "" {
-			return nil, fmt.Errorf("cannot listen on %q: the socket's path is missing", s)
+			return nil, fmt.Errorf("cannot use the address %q: the socket's path is missing", s)
 		}
 		return &Address{Network: "unix", Address: path}, nil
 	}
 	host, _, err := net.SplitHostPort(s)
 	if err != nil {
-		return nil, fmt.Errorf("cannot listen on %q: want unix:PATH or HOST:PORT: %w", s, err)
+		return nil, fmt.Errorf("cannot use the address %q: want unix:PATH or HOST:PORT: %w", s, err)
 	}
 	if host == "" {
-		return nil, fmt.Errorf("cannot listen on %q: name the host, 127.0.0.1 or 0.0.0.0", s)
+		return nil, fmt.Errorf("cannot use the address %q: name the host, 127.0.0.1 or 0.0.0.0", s)
 	}
 	return &Address{Network: "tcp", Address: s}, nil
 }
