@@ -200,8 +200,13 @@ func lsRefs(ctx context.Context, w wire, prefixes []string) (refs map[string]Has
 // fetchQuery is one request for a pack.
 type fetchQuery struct {
 	wants []Hash
-	// have and shallow are a commit that is known without its history.
+	// have is a commit of which nothing is wanted that it leads to. That little of
+	// this is known is not said (shallow): the server would send all of it for the
+	// merge of a branch that began before have.
 	have Hash
+	// thin allows deltas against what have leads to. Those against what is not
+	// known are dropped.
+	thin bool
 	// depth bounds history; 0 does not.
 	depth int
 	// filter is a filter-spec (git rev-list --filter); empty asks for all.
@@ -273,14 +278,13 @@ func (q fetchQuery) encodeV2() []byte {
 	var b bytes.Buffer
 	writePkt(&b, "command=fetch\n")
 	b.WriteString(delimPkt)
-	writePkt(&b, "thin-pack\n")
+	if q.thin {
+		writePkt(&b, "thin-pack\n")
+	}
 	writePkt(&b, "no-progress\n")
 	writePkt(&b, "ofs-delta\n")
 	for _, id := range q.wants {
 		writePkt(&b, "want %s\n", id)
-	}
-	if !q.have.IsZero() {
-		writePkt(&b, "shallow %s\n", q.have)
 	}
 	if q.depth > 0 {
 		writePkt(&b, "deepen %d\n", q.depth)
@@ -297,11 +301,14 @@ func (q fetchQuery) encodeV2() []byte {
 }
 
 func (q fetchQuery) encodeV0(pr profile) []byte {
-	caps := "side-band-64k thin-pack ofs-delta no-progress agent=" + userAgent
+	caps := "side-band-64k ofs-delta no-progress agent=" + userAgent
+	if q.thin {
+		caps = "thin-pack " + caps
+	}
 	if pr.multiAck {
 		caps = "multi_ack " + caps // Azure DevOps refuses requests without
 	}
-	if q.depth > 0 || !q.have.IsZero() {
+	if q.depth > 0 {
 		caps += " shallow"
 	}
 	if q.filter != "" {
@@ -314,9 +321,6 @@ func (q fetchQuery) encodeV0(pr profile) []byte {
 			continue
 		}
 		writePkt(&b, "want %s\n", id)
-	}
-	if !q.have.IsZero() {
-		writePkt(&b, "shallow %s\n", q.have)
 	}
 	if q.depth > 0 {
 		writePkt(&b, "deepen %d\n", q.depth)

@@ -20,6 +20,10 @@ import (
 // 200 bytes each.
 const firstWindow = 8
 
+// refreshDepth is how many generations of commits, with the trees they changed,
+// come when a remembered tip has moved.
+const refreshDepth = 64
+
 // remote is a Remote over a wire. How it fetches depends on the server, in
 // steps from cheap to possible:
 //
@@ -266,16 +270,15 @@ func (r *remote) markComplete(tip Hash) {
 	r.complete[tip] = true
 }
 
-// refresh brings the commits and trees between two tips, of which the older is
-// known. It is only for speed: what does not arrive is fetched by id.
-func (r *remote) refresh(ctx context.Context, tip, have Hash, filter string) error {
+// refresh brings what q wants beyond what it has.
+func (r *remote) refresh(ctx context.Context, q fetchQuery) error {
 	return r.with(ctx, func(ctx context.Context, pr profile) error {
-		q := fetchQuery{wants: []Hash{tip}, have: have, filter: filter}
+		q := q
 		if !pr.filter {
 			q.filter, q.max = "", maxFullPack
 		}
 		if !pr.shallow {
-			return r.fetchAll(ctx, pr, tip, 0)
+			return r.fetchAll(ctx, pr, q.wants[0], 0)
 		}
 		return r.fetch(ctx, pr, q, false)
 	})
@@ -284,8 +287,12 @@ func (r *remote) refresh(ctx context.Context, tip, have Hash, filter string) err
 // Trees implements Remote.
 func (r *remote) Trees(ctx context.Context, commit Hash, paths []string, hint Hash) (*Trees, error) {
 	if _, ok := r.store.commit(commit); !ok && !hint.IsZero() && hint != commit {
-		// Thin: every commit since, and the trees they changed.
-		if err := r.refresh(ctx, commit, hint, "blob:none"); err != nil && (Permanent(err) || ctx.Err() != nil) {
+		// The commits since, and the trees they changed. It is only for speed: what
+		// does not arrive is fetched by id. With a depth, which also bounds what
+		// comes when the hint is not of this branch, git makes deltas against the
+		// hint's trees where it otherwise would use its bitmaps.
+		q := fetchQuery{wants: []Hash{commit}, have: hint, thin: true, depth: refreshDepth, filter: "blob:none"}
+		if err := r.refresh(ctx, q); err != nil && (Permanent(err) || ctx.Err() != nil) {
 			return nil, fmt.Errorf("cannot read %s: %w", r.url, err)
 		}
 	}
@@ -453,7 +460,9 @@ func (r *remote) History(ctx context.Context, q HistoryQuery) (History, error) {
 				return h, nil
 			}
 			refreshed = true
-			if err := r.refresh(ctx, q.Tip, q.Until, "tree:0"); err != nil {
+			// Not thin: no commit must be dropped.
+			since := fetchQuery{wants: []Hash{q.Tip}, have: q.Until, depth: q.Max, filter: "tree:0"}
+			if err := r.refresh(ctx, since); err != nil {
 				return h, fmt.Errorf("cannot read the history of %s: %w", r.url, err)
 			}
 			if _, ok := r.store.commit(q.Tip); !ok {
@@ -492,7 +501,14 @@ func (r *remote) deepen(ctx context.Context, tip, frontier Hash, window, seen in
 // walk goes through the known history, newest first, and returns the first
 // commit it needs and does not know.
 func (r *remote) walk(q HistoryQuery) (h History, frontier Hash) {
-	seen := map[Hash]bool{q.Until: true}
+	seen := map[Hash]bool{}
+	for older := []Hash{q.Until}; len(older) > 0; older = older[1:] {
+		id := older[0]
+		if c, ok := r.store.commit(id); ok && !seen[id] {
+			older = append(older, c.Parents...)
+		}
+		seen[id] = true
+	}
 	var queue commitQueue
 	push := func(id Hash) {
 		if seen[id] {

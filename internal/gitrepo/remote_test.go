@@ -103,25 +103,96 @@ func TestCommitOverEveryProtocol(t *testing.T) {
 			s.MustCommit(t, "r.git", "foreign", map[string]string{"z/z.yaml": "zz\n"})
 			commitOnce(t, r, file("a/b/c.yaml", "x: 4\n"), Change{Path: "a/new/d.yaml"})
 
+			hint := mustTip(t, r)
+			m := merge(t, s, "main~3", "a/b/c.yaml", "x: 5\n")
+			trees, err := r.Trees(t.Context(), m, []string{"a/b/c.yaml"}, hint)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, want := trees.Entry("a/b/c.yaml").ID, BlobID([]byte("x: 5\n")); got != want {
+				t.Errorf("after a merge the file is %s, want %s", got, want)
+			}
+			since, err := r.History(t.Context(), HistoryQuery{Tip: m, Until: hint, Max: 100})
+			if err != nil || len(since.Commits) != 2 || !since.Complete {
+				t.Errorf("history since a merge: %d commits, complete %t, err %v; want the two of it", len(since.Commits), since.Complete, err)
+			}
+
 			s.Wrap(nil)
 			s.Fsck(t, "r.git")
 			if got, want := s.MustGit(t, "r.git", "ls-tree", "-r", "--name-only", "main"), "a/b/c.yaml\na/other.yaml\nz/z.yaml"; got != want {
 				t.Errorf("files = %q, want %q", got, want)
 			}
-			if got := s.MustGit(t, "r.git", "show", "main:a/b/c.yaml"); got != "x: 4" {
+			if got := s.MustGit(t, "r.git", "show", "main:a/b/c.yaml"); got != "x: 5" {
 				t.Errorf("content = %q", got)
 			}
-			if got := s.MustGit(t, "r.git", "rev-list", "--count", "main"); got != "5" {
-				t.Errorf("%s commits, want 5", got)
+			if got := s.MustGit(t, "r.git", "rev-list", "--count", "main"); got != "7" {
+				t.Errorf("%s commits, want 7", got)
 			}
 			if n := len(log.Commits()); n != 2 || !log.Commits()[0].Pushed {
 				t.Errorf("effects = %+v", log.Commits())
 			}
 			h, err := r.History(t.Context(), HistoryQuery{Tip: mustTip(t, r), Max: 100})
-			if err != nil || len(h.Commits) != 5 || !h.Complete {
+			if err != nil || len(h.Commits) != 7 || !h.Complete {
 				t.Errorf("history: %d commits, complete %t, err %v", len(h.Commits), h.Complete, err)
 			}
 		})
+	}
+}
+
+// merge makes a commit on a branch that begins at a commit of main, merges that
+// branch into main, and returns the merge.
+func merge(t *testing.T, s *gittest.Server, from, path, data string) Hash {
+	t.Helper()
+	s.MustGit(t, "r.git", "branch", "-f", "side", from)
+	if _, err := s.Commit("r.git", gittest.Change{Branch: "side", Message: "side", Files: gittest.Files(map[string]string{path: data})}); err != nil {
+		t.Fatal(err)
+	}
+	return mergeSide(t, s, "side")
+}
+
+// mergeSide merges into main, with the tree of the branch "of".
+func mergeSide(t *testing.T, s *gittest.Server, of string) Hash {
+	t.Helper()
+	id := s.MustGit(t, "r.git", "commit-tree", of+"^{tree}", "-p", "main", "-p", "side", "-m", "merge")
+	s.MustGit(t, "r.git", "update-ref", "refs/heads/main", id)
+	return plumbing.NewHash(id)
+}
+
+// The merge of a branch that began before what is remembered brings the two
+// commits, and not everything that the branch is built on.
+func TestMergesCostWhatTheyChange(t *testing.T) {
+	s := gittest.New(t)
+	url := s.MustCreate(t, "r.git")
+	if err := s.Seed("r.git", 50, 10, 300); err != nil {
+		t.Fatal(err)
+	}
+	const path = "d0003/f0003.yaml"
+	r := dial(t, NewLive(LiveOptions{}), url)
+	hint := mustTip(t, r)
+	if _, err := r.Trees(t.Context(), hint, []string{path}, ZeroHash); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		reason  string
+		tip     func() Hash
+		down    int64
+		commits int
+	}{
+		{"a merge", func() Hash { return merge(t, s, "main~20", "d0004/new.yaml", "1\n") }, 2 << 10, 2},
+		{"a branch that was reset", func() Hash { return plumbing.NewHash(s.MustGit(t, "r.git", "rev-parse", "side")) }, 6 << 10, 1},
+	} {
+		tip := tc.tip()
+		s.ResetStats()
+		if _, err := r.Trees(t.Context(), tip, []string{path}, hint); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.Stats().Down; got > tc.down {
+			t.Errorf("%s: received %d bytes, want at most %d", tc.reason, got, tc.down)
+		}
+		h, err := r.History(t.Context(), HistoryQuery{Tip: tip, Until: hint, Max: 200})
+		if err != nil || len(h.Commits) != tc.commits || !h.Complete {
+			t.Errorf("%s: %d commits, complete %t, err %v; want %d", tc.reason, len(h.Commits), h.Complete, err, tc.commits)
+		}
 	}
 }
 
