@@ -447,15 +447,14 @@ func (r *remote) History(ctx context.Context, q HistoryQuery) (History, error) {
 	if q.Tip.IsZero() || q.Tip == q.Until {
 		return History{Complete: true}, nil
 	}
-	window := firstWindow
 	refreshed := false
 	for {
 		h, frontier := r.walk(q)
 		switch {
-		case frontier.IsZero():
+		case frontier.IsZero(), q.Max > 0 && len(h.Commits) >= q.Max:
 			return h, nil
 		case !q.Until.IsZero():
-			if refreshed { // the server sent tip ^until: what is missing is older than until
+			if refreshed { // the server sent tip ^until, as far as Max: what is missing is older than until
 				h.Complete = true
 				return h, nil
 			}
@@ -469,14 +468,17 @@ func (r *remote) History(ctx context.Context, q HistoryQuery) (History, error) {
 				return h, fmt.Errorf("cannot read the history of %s: %w", r.url, &MissingError{ID: q.Tip})
 			}
 		default:
-			before := len(h.Commits)
-			if err := r.deepen(ctx, q.Tip, frontier, window, before); err != nil {
+			seen := len(h.Commits)
+			window := max(firstWindow, 8*seen)
+			if q.Max > 0 {
+				window = min(window, q.Max-seen)
+			}
+			if err := r.deepen(ctx, q.Tip, frontier, window, seen); err != nil {
 				return h, fmt.Errorf("cannot read the history of %s: %w", r.url, err)
 			}
-			if h2, _ := r.walk(q); len(h2.Commits) == before {
+			if _, ok := r.store.commit(frontier); !ok {
 				return h, nil // not Complete: the server gives no more
 			}
-			window = min(window*8, q.Max+1)
 		}
 	}
 }
@@ -499,7 +501,8 @@ func (r *remote) deepen(ctx context.Context, tip, frontier Hash, window, seen in
 }
 
 // walk goes through the known history, newest first, and returns the first
-// commit it needs and does not know.
+// commit it needs and does not know. As that may be newer than what comes after
+// it, commits that are old do not end the walk then.
 func (r *remote) walk(q HistoryQuery) (h History, frontier Hash) {
 	seen := map[Hash]bool{}
 	for older := []Hash{q.Until}; len(older) > 0; older = older[1:] {
@@ -533,7 +536,7 @@ func (r *remote) walk(q HistoryQuery) (h History, frontier Hash) {
 		c, _ := heap.Pop(&queue).(*Commit)
 		h.Commits = append(h.Commits, c)
 		if !q.Since.IsZero() && c.When.Before(q.Since) {
-			if old++; old >= oldInARow {
+			if old++; old >= oldInARow && frontier.IsZero() {
 				h.Complete = true
 				return h, ZeroHash
 			}

@@ -196,6 +196,64 @@ func TestMergesCostWhatTheyChange(t *testing.T) {
 	}
 }
 
+func TestLookBackOnABusyBranch(t *testing.T) {
+	s := gittest.New(t)
+	url := s.MustCreate(t, "r.git")
+	if err := s.Seed("r.git", 10, 10, 30); err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	grow := func(branch string, n int) {
+		for i := range n {
+			if _, err := s.Commit("r.git", gittest.Change{
+				Branch: branch, Message: "busy", When: now.Add(time.Duration(i-n) * time.Second),
+				Files: gittest.Files(map[string]string{branch: strings.Repeat("x", i)}),
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	s.MustGit(t, "r.git", "branch", "side", "main~20")
+	grow("side", 20)
+	s.MustGit(t, "r.git", "branch", "linear", "main")
+	grow("linear", 60)
+	d := NewLive(LiveOptions{})
+	for _, tc := range []struct {
+		reason   string
+		tip      Hash
+		max      int
+		recent   int
+		complete bool
+	}{
+		{"what is not known may be newer than what is, here than the commits that were merged into", mergeSide(t, s, "main"), 100, 21, true},
+		{"once it is long, the look-back goes on in long strides", plumbing.NewHash(s.MustGit(t, "r.git", "rev-parse", "linear")), 100, 60, true},
+		{"no more is asked for than is wanted", plumbing.NewHash(s.MustGit(t, "r.git", "rev-parse", "linear")), 30, 30, false},
+	} {
+		r, err := d.Dial(t.Context(), Target{URL: url, Credentials: Credentials{Username: tc.reason}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.Trees(t.Context(), tc.tip, []string{"d0003/f0003.yaml"}, ZeroHash); err != nil {
+			t.Fatal(err)
+		}
+		s.ResetStats()
+		since := now.Add(-5 * time.Minute)
+		h, err := r.History(t.Context(), HistoryQuery{Tip: tc.tip, Since: since, Max: tc.max})
+		recent := 0
+		for _, c := range h.Commits {
+			if !c.When.Before(since) {
+				recent++
+			}
+		}
+		if err != nil || recent != tc.recent || h.Complete != tc.complete {
+			t.Errorf("%s: %d recent commits, complete %t, err %v; want %d, %t", tc.reason, recent, h.Complete, err, tc.recent, tc.complete)
+		}
+		if n := len(s.Requests()); n != 1 {
+			t.Errorf("%s: %d requests, want 1", tc.reason, n)
+		}
+	}
+}
+
 func TestDiffOfWhatWasPushed(t *testing.T) {
 	for _, diffs := range []bool{false, true} {
 		s := gittest.New(t)
@@ -350,8 +408,8 @@ func TestLookBackComesWithTheTrees(t *testing.T) {
 			}
 			refused = 0
 			s.ResetStats()
-			h, err := r.History(t.Context(), HistoryQuery{Tip: tip, Max: firstWindow - 1})
-			if err != nil || len(h.Commits) != firstWindow-1 {
+			h, err := r.History(t.Context(), HistoryQuery{Tip: tip, Max: firstWindow})
+			if err != nil || len(h.Commits) != firstWindow {
 				t.Fatalf("%s, %s: %d commits, err %v", tc.reason, round, len(h.Commits), err)
 			}
 			if n := len(s.Requests()); n != tc.history {
