@@ -235,8 +235,17 @@ func fetch(ctx context.Context, w wire, pr profile, q fetchQuery, sink packSink)
 	if err != nil {
 		return err
 	}
-	return readPack(sb, sink)
+	if err := readPack(sb, sink); err != nil {
+		return &packError{err}
+	}
+	return nil
 }
+
+// packError is a failure within a pack, which the server had begun to send.
+type packError struct{ err error }
+
+func (e *packError) Error() string { return e.err.Error() }
+func (e *packError) Unwrap() error { return e.err }
 
 // skipSections reads a v2 answer up to its pack.
 func skipSections(p *pktReader) error {

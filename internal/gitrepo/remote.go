@@ -135,6 +135,18 @@ func misunderstood(err error) bool {
 	return errors.As(err, &server) || errors.As(err, &protocol) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
+// lasting tells whether err, where another request did not fail, says what the
+// server cannot do, as against a gateway's trouble or an answer that was cut off.
+func lasting(err error) bool {
+	var status *StatusError
+	if errors.As(err, &status) {
+		return status.Code < http.StatusBadGateway
+	}
+	var cut *packError
+	var server *ServerError
+	return !errors.As(err, &cut) || errors.As(err, &server)
+}
+
 // Refs implements Remote.
 func (r *remote) Refs(ctx context.Context, branches ...string) (Refs, error) {
 	r.store.trim()
@@ -231,13 +243,17 @@ func (r *remote) commit(ctx context.Context, id Hash, treesNext bool) (*Commit, 
 		}
 		if pr.byID && !pr.noTreeDepth {
 			q.filter = "tree:1" // the root tree is wanted next
-			err := r.fetch(ctx, pr, q, false)
-			if err == nil || !pr.known || !misunderstood(err) {
-				return err
+			refusal := r.fetch(ctx, pr, q, false)
+			if refusal == nil || !pr.known || !misunderstood(refusal) {
+				return refusal
 			}
-			pr.noTreeDepth = true // Azure DevOps is said to know tree:0 only
-			r.learned.set(r.key, pr)
-			q.filter = "tree:0"
+			q.filter = "tree:0" // Azure DevOps is said to know that only
+			err := r.fetch(ctx, pr, q, false)
+			if err == nil && lasting(refusal) {
+				pr.noTreeDepth = true
+				r.learned.set(r.key, pr)
+			}
+			return err
 		}
 		return r.fetch(ctx, pr, q, false)
 	})
@@ -361,16 +377,21 @@ func (r *remote) loadTrees(ctx context.Context, commit Hash, ids []Hash) error {
 	err := r.with(ctx, func(ctx context.Context, pr profile) error {
 		switch {
 		case pr.filter && pr.byID:
-			if older := r.unknownParents(commit); len(older) > 0 && pr.bringsAncestors() {
-				q := fetchQuery{wants: append(older, missing...), depth: firstWindow - 1, filter: "tree:0"}
-				err := r.fetch(ctx, pr, q, false)
-				if err == nil || !pr.known || !misunderstood(err) {
-					return err
-				}
-				pr.treesAlone = true
+			alone := fetchQuery{wants: missing, filter: "tree:0"}
+			older := r.unknownParents(commit)
+			if len(older) == 0 || !pr.bringsAncestors() {
+				return r.fetch(ctx, pr, alone, false)
 			}
-			err := r.fetch(ctx, pr, fetchQuery{wants: missing, filter: "tree:0"}, false)
-			if err == nil && pr.treesAlone {
+			refusal := r.fetch(ctx, pr, fetchQuery{wants: append(older, missing...), depth: firstWindow - 1, filter: "tree:0"}, false)
+			if refusal == nil && !r.hasTrees(missing) {
+				refusal = malformed("trees and history in one answer, and not all of the trees")
+			}
+			if refusal == nil || !pr.known || !misunderstood(refusal) {
+				return refusal
+			}
+			err := r.fetch(ctx, pr, alone, false)
+			if err == nil && r.hasTrees(missing) && lasting(refusal) {
+				pr.treesAlone = true
 				r.learned.set(r.key, pr)
 			}
 			return err
@@ -391,6 +412,15 @@ func (r *remote) loadTrees(ctx context.Context, commit Hash, ids []Hash) error {
 		return fmt.Errorf("cannot read the trees of %s at %s: %w", r.url, commit, err)
 	}
 	return nil
+}
+
+func (r *remote) hasTrees(ids []Hash) bool {
+	for _, id := range ids {
+		if _, ok := r.store.tree(id); !ok {
+			return false
+		}
+	}
+	return true
 }
 
 // unknownParents are the parents of a commit if none of them is known.

@@ -2,9 +2,13 @@ package gitrepo
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -346,26 +350,127 @@ func TestCostDoesNotGrowWithTheRepository(t *testing.T) {
 	}
 }
 
+// wrapBoth sees to the requests for trees and history in one answer.
+func wrapBoth(f func(w http.ResponseWriter, r *http.Request, body []byte, h http.Handler)) func(http.Handler) http.Handler {
+	return func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			body, _ := io.ReadAll(r.Body) // one that is cut short is none of these
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			if bytes.Contains(body, []byte("deepen ")) && bytes.Count(body, []byte("want ")) > 1 {
+				f(w, r, body, h)
+				return
+			}
+			h.ServeHTTP(w, r)
+		})
+	}
+}
+
+// A server that had trouble once is not taken for one that can do less.
+func TestTroubleIsNotRemembered(t *testing.T) {
+	unavailable := func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+		http.Error(w, "later", http.StatusServiceUnavailable)
+	}
+	cut := func(w http.ResponseWriter, r *http.Request, h http.Handler) {
+		rec := httptest.NewRecorder()
+		h.ServeHTTP(rec, r)
+		w.Header().Set("Content-Type", rec.Header().Get("Content-Type"))
+		_, _ = w.Write(rec.Body.Bytes()[:rec.Body.Len()-30])
+	}
+	s := gittest.New(t)
+	url := s.MustCreate(t, "r.git")
+	if err := s.Seed("r.git", 10, 10, 20); err != nil {
+		t.Fatal(err)
+	}
+	tip := plumbing.NewHash(s.MustGit(t, "r.git", "rev-parse", "main"))
+	for _, tc := range []struct {
+		reason string
+		nth    int32
+		fault  func(http.ResponseWriter, *http.Request, http.Handler)
+	}{
+		{"the tip, unavailable", 1, unavailable},
+		{"the tip, cut off", 1, cut},
+		{"the trees, unavailable", 2, unavailable},
+		{"the trees, cut off", 2, cut},
+	} {
+		d := NewLive(LiveOptions{})
+		able := profile{known: true, v2: true, filter: true, shallow: true, byID: true}
+		d.profiles.set(url, able)
+		read := func(user string) {
+			t.Helper()
+			r, err := d.Dial(t.Context(), Target{URL: url, Credentials: Credentials{Username: user}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := r.Trees(t.Context(), tip, []string{"d0003/f0003.yaml"}, ZeroHash); err != nil {
+				t.Fatalf("%s: %v", tc.reason, err)
+			}
+		}
+		var n atomic.Int32
+		s.Wrap(func(h http.Handler) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.Method == http.MethodPost && n.Add(1) == tc.nth {
+					tc.fault(w, r, h)
+					return
+				}
+				h.ServeHTTP(w, r)
+			})
+		})
+		read("first")
+		if want := 5 - tc.nth; n.Load() != want { // without the tip's root tree, that is one more
+			t.Errorf("%s: %d requests, want %d", tc.reason, n.Load(), want)
+		}
+		if pr := d.profiles.get(url); pr != able {
+			t.Errorf("%s: the server is taken for %+v", tc.reason, pr)
+		}
+		n.Store(10)
+		read("second")
+		if n.Load() != 12 {
+			t.Errorf("%s: %d requests later, want 2", tc.reason, n.Load()-10)
+		}
+	}
+}
+
+// A server may pass over in silence what it does not give in one answer.
+func TestTreesLeftOutOfAnAnswer(t *testing.T) {
+	s := gittest.New(t)
+	url := s.MustCreate(t, "r.git")
+	if err := s.Seed("r.git", 10, 10, 20); err != nil {
+		t.Fatal(err)
+	}
+	s.Wrap(wrapBoth(func(w http.ResponseWriter, r *http.Request, body []byte, h http.Handler) {
+		tree := bytes.LastIndex(body, []byte("0032want "))
+		body = slices.Delete(body, tree, tree+0x32)
+		r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+		h.ServeHTTP(w, r)
+	}))
+	tip := plumbing.NewHash(s.MustGit(t, "r.git", "rev-parse", "main"))
+	d := NewLive(LiveOptions{})
+	// The tip, the answer without the tree, what the server can do, the tree; the
+	// second time that is known, and the third, that it leaves trees out.
+	for i, want := range []int{4, 3, 2} {
+		r, err := d.Dial(t.Context(), Target{URL: url, Credentials: Credentials{Username: fmt.Sprint(i)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.ResetStats()
+		if _, err := r.Trees(t.Context(), tip, []string{"d0003/f0003.yaml"}, ZeroHash); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(s.Requests()); n != want {
+			t.Errorf("time %d: %d requests, want %d", i+1, n, want)
+		}
+	}
+}
+
 // The commits before the tip come with what is fetched anyway, and from a
 // server that does not give them so, by themselves.
 func TestLookBackComesWithTheTrees(t *testing.T) {
 	var refused int
-	refuse := func(h http.Handler) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			body, err := io.ReadAll(r.Body)
-			if err != nil {
-				t.Error(err)
-			}
-			if bytes.Contains(body, []byte("deepen ")) && bytes.Count(body, []byte("want ")) > 1 {
-				refused++
-				w.Header().Set("Content-Type", "application/x-git-upload-pack-result")
-				_, _ = io.WriteString(w, "0010ERR not so\n")
-				return
-			}
-			r.Body = io.NopCloser(bytes.NewReader(body))
-			h.ServeHTTP(w, r)
-		})
-	}
+	refuse := wrapBoth(func(w http.ResponseWriter, _ *http.Request, _ []byte, _ http.Handler) {
+		refused++
+		w.Header().Set("Content-Type", "application/x-git-upload-pack-result")
+		_, _ = io.WriteString(w, "0010ERR not so\n")
+	})
 	for _, tc := range []struct {
 		reason                 string
 		path                   string
