@@ -222,7 +222,8 @@ func TestCommitOverSSH(t *testing.T) {
 			for k, v := range tc.config {
 				g.MustGit(t, "r.git", "config", k, v)
 			}
-			g.MustCommit(t, "r.git", "one", map[string]string{"a/b/c.yaml": "1\n", "z": "1\n"})
+			g.MustCommit(t, "r.git", "one", map[string]string{"a/b/c.yaml": "0\n", "z": "1\n"})
+			g.MustCommit(t, "r.git", "two", map[string]string{"a/b/c.yaml": "1\n"})
 			s := startSSH(t, tc.takesEnv)
 			opts := LiveOptions{KnownHosts: []string{s.knownHosts(t, s.hostKey)}}
 			credentials := Credentials{SSHPrivateKey: s.userKey}
@@ -240,6 +241,18 @@ func TestCommitOverSSH(t *testing.T) {
 			g.Fsck(t, "r.git")
 			if got := g.MustGit(t, "r.git", "show", "main:a/b/c.yaml"); got != "3" {
 				t.Errorf("content = %q", got)
+			}
+			hint := mustTip(t, r)
+			m := merge(t, g, "main~2", "a/b/c.yaml", "4\n")
+			trees, err := r.Trees(t.Context(), m, []string{"a/b/c.yaml"}, hint)
+			if err != nil || trees.Entry("a/b/c.yaml").ID != BlobID([]byte("4\n")) {
+				t.Errorf("after a merge the file is %v, err %v", trees.Entry("a/b/c.yaml"), err)
+			}
+			for until, want := range map[Hash]int{hint: 2, ZeroHash: 7} {
+				h, err := r.History(t.Context(), HistoryQuery{Tip: m, Until: until, Max: 100})
+				if err != nil || len(h.Commits) != want || !h.Complete {
+					t.Errorf("history until %s: %d commits, complete %t, err %v; want %d", until, len(h.Commits), h.Complete, err, want)
+				}
 			}
 			if s.connection != 1 {
 				t.Errorf("%d connections, want one for all requests", s.connection)
