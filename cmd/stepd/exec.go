@@ -6,10 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -117,13 +115,13 @@ func withinTail(a *cli.App, err error) error {
 }
 
 func (f *execFlags) run(ctx context.Context, a *cli.App, kind, format string) error {
-	sc, err := f.context(a, kind)
+	sc, err := f.context(ctx, a, kind)
 	if err != nil {
-		return cli.UsageErrorf("%w", err)
+		return inputError(err)
 	}
 	set, err := hosting.ReadSecrets(ctx, a, f.secrets)
 	if err != nil {
-		return cli.UsageErrorf("%w", err)
+		return inputError(err)
 	}
 	own, err := f.hosted.Steps(ociverified.BesideConfig{}, a.Redactor.Secrets(hosting.DocumentSecrets{Set: set}), nil)
 	if err != nil {
@@ -171,7 +169,7 @@ func execOutcome(a *cli.App, kind string, r steps.Result, err error) error {
 }
 
 // context is the step's, from flags, config and current directory.
-func (f *execFlags) context(a *cli.App, kind string) (*steps.Context, error) {
+func (f *execFlags) context(ctx context.Context, a *cli.App, kind string) (*steps.Context, error) {
 	dir, err := os.Getwd()
 	if err != nil {
 		return nil, fmt.Errorf("cannot find the work dir: %w", err)
@@ -183,7 +181,7 @@ func (f *execFlags) context(a *cli.App, kind string) (*steps.Context, error) {
 	if sc.Alias == "" {
 		sc.Alias = kind
 	}
-	text, err := f.readConfig(a, sc)
+	text, err := f.readConfig(ctx, a, sc)
 	if err != nil {
 		return nil, err
 	}
@@ -197,7 +195,7 @@ func (f *execFlags) context(a *cli.App, kind string) (*steps.Context, error) {
 	return sc, nil
 }
 
-func (f *execFlags) readConfig(a *cli.App, sc *steps.Context) ([]byte, error) {
+func (f *execFlags) readConfig(ctx context.Context, a *cli.App, sc *steps.Context) ([]byte, error) {
 	if name, ok := strings.CutPrefix(f.config, "env:"); ok {
 		text, set := os.LookupEnv(name)
 		if !set {
@@ -205,26 +203,11 @@ func (f *execFlags) readConfig(a *cli.App, sc *steps.Context) ([]byte, error) {
 		}
 		return []byte(text), nil
 	}
-	in := a.In
-	if f.config != "-" {
-		abs, err := filepath.Abs(f.config)
-		if err != nil {
-			return nil, fmt.Errorf("cannot read the config: %w", err)
-		}
-		file, err := os.Open(abs)
-		if err != nil {
-			return nil, fmt.Errorf("cannot read the config: %w", err)
-		}
-		defer func() { _ = file.Close() }()
-		sc.ConfigFile, in = abs, file
-	}
-	text, err := io.ReadAll(io.LimitReader(in, maxExecConfig+1))
+	text, path, err := readInput(ctx, f.config, a.In, maxExecConfig)
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the config: %w", err)
 	}
-	if len(text) > maxExecConfig {
-		return nil, fmt.Errorf("cannot read the config: it is longer than %d bytes", maxExecConfig)
-	}
+	sc.ConfigFile = path
 	return text, nil
 }
 

@@ -122,8 +122,8 @@ func newPluginInstallCommand(a *cli.App, f *hosting.PluginFlags) *cobra.Command 
 // fetchPlugin downloads a program by the digest that was verified.
 func fetchPlugin(ctx context.Context, a *cli.App, ref, policy, dir string, opts *plugin.InstallOptions) error {
 	sc := &steps.Context{Log: a.Log()}
-	if err := readVerifyConfig(sc, policy, a.In); err != nil {
-		return cli.UsageErrorf("%w", err)
+	if err := readVerifyConfig(ctx, sc, policy, a.In); err != nil {
+		return inputError(err)
 	}
 	sc.Config["imageRef"], sc.Config["outPath"] = ref, "program"
 	if _, ok := sc.Config["mediaType"]; !ok {

@@ -5,9 +5,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -61,6 +64,36 @@ func TestInterruptEndsPolling(t *testing.T) {
 		cli.Stdio{In: strings.NewReader(polls(server.URL)), Out: &stdout, Err: &stderr})
 	if code != cli.ExitFailed || !strings.Contains(stderr.String(), "interrupted") {
 		t.Errorf("exit code %d, want %d and the reason in\n%s", code, cli.ExitFailed, &stderr)
+	}
+}
+
+// TestInterruptEndsReading: nobody types, nobody writes to the pipe.
+func TestInterruptEndsReading(t *testing.T) {
+	t.Setenv("XDG_STATE_HOME", t.TempDir())
+	fifo := filepath.Join(t.TempDir(), "policy.yaml")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	stdin, w := io.Pipe()
+	defer w.Close()
+	interrupted, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, tc := range []struct {
+		reason string
+		ctx    context.Context
+		args   []string
+		says   string
+	}{
+		{"a config, until the step's time is up", t.Context(), []string{"exec", "config-apply", "--config", "-", "--timeout", "1ms"}, "cannot read the config: context deadline exceeded"},
+		{"a policy", interrupted, []string{"verify", "--config", "-"}, "cannot read the policy: context canceled"},
+		{"a policy that is a pipe", interrupted, []string{"verify", "--config", fifo}, "cannot read the policy: context canceled"},
+		{"a plugin's policy", interrupted, []string{"plugin", "install", "oci://r.example/p:v1", "--verify", "-"}, "cannot read the policy: context canceled"},
+	} {
+		var out bytes.Buffer
+		code := cli.Run(tc.ctx, newRootCommand, tc.args, cli.Stdio{In: stdin, Out: &out, Err: &out})
+		if code != cli.ExitFailed || !strings.Contains(out.String(), tc.says) {
+			t.Errorf("%s: exit code %d, want %d and %q in\n%s", tc.reason, code, cli.ExitFailed, tc.says, &out)
+		}
 	}
 }
 

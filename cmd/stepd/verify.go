@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -140,9 +141,9 @@ func newVerifyCommand(a *cli.App) *cobra.Command {
 	output := outputFlag(cmd, "text", "json")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		startup.LimitMemory(verifyMemory)
-		sc, err := f.context(cmd.Flags(), args, a.In)
+		sc, err := f.context(cmd.Context(), cmd.Flags(), args, a.In)
 		if err != nil {
-			return cli.UsageErrorf("%w", err)
+			return inputError(err)
 		}
 		sc.Log = a.Log()
 		r := &verifyReport{}
@@ -164,7 +165,7 @@ func newVerifyCommand(a *cli.App) *cobra.Command {
 
 // context makes the config of the flags or of the file, checked against the
 // step's schema.
-func (f *verifyFlags) context(fs *pflag.FlagSet, args []string, stdin io.Reader) (*steps.Context, error) {
+func (f *verifyFlags) context(ctx context.Context, fs *pflag.FlagSet, args []string, stdin io.Reader) (*steps.Context, error) {
 	if err := f.emptyFlag(fs); err != nil {
 		return nil, err
 	}
@@ -173,7 +174,7 @@ func (f *verifyFlags) context(fs *pflag.FlagSet, args []string, stdin io.Reader)
 	case f.config != "" && len(changed) > 0:
 		return nil, fmt.Errorf("--config holds the whole policy and cannot be combined with %s", strings.Join(changed, ", "))
 	case f.config != "":
-		if err := readVerifyConfig(sc, f.config, stdin); err != nil {
+		if err := readVerifyConfig(ctx, sc, f.config, stdin); err != nil {
 			return nil, err
 		}
 	case len(args) == 0:
@@ -237,27 +238,12 @@ func findCode(v any, at string) string {
 // maxVerifyConfig bounds a policy file; 4 MiB.
 const maxVerifyConfig = 4 << 20
 
-func readVerifyConfig(sc *steps.Context, name string, stdin io.Reader) error {
-	in := stdin
-	if name != "-" {
-		abs, err := filepath.Abs(name)
-		if err != nil {
-			return fmt.Errorf("cannot find %s: %w", name, err)
-		}
-		file, err := os.Open(abs)
-		if err != nil {
-			return fmt.Errorf("cannot read the policy: %w", err)
-		}
-		defer func() { _ = file.Close() }()
-		sc.ConfigFile, in = abs, file
-	}
-	data, err := io.ReadAll(io.LimitReader(in, maxVerifyConfig+1))
+func readVerifyConfig(ctx context.Context, sc *steps.Context, name string, stdin io.Reader) error {
+	data, path, err := readInput(ctx, name, stdin, maxVerifyConfig)
 	if err != nil {
 		return fmt.Errorf("cannot read the policy: %w", err)
 	}
-	if len(data) > maxVerifyConfig {
-		return fmt.Errorf("the policy %s is larger than %d bytes", name, maxVerifyConfig)
-	}
+	sc.ConfigFile = path
 	if err := strictyaml.Unmarshal(data, &sc.Config); err != nil {
 		return fmt.Errorf("cannot parse the policy %s: %w", name, err)
 	}
