@@ -143,8 +143,13 @@ func lasting(err error) bool {
 		return status.Code < http.StatusBadGateway
 	}
 	var cut *packError
+	return !errors.As(err, &cut) || refused(err)
+}
+
+// refused tells whether err is the server's own word within the protocol.
+func refused(err error) bool {
 	var server *ServerError
-	return !errors.As(err, &cut) || errors.As(err, &server)
+	return errors.As(err, &server)
 }
 
 // Refs implements Remote.
@@ -375,42 +380,61 @@ func (r *remote) loadTrees(ctx context.Context, commit Hash, ids []Hash) error {
 		return nil
 	}
 	err := r.with(ctx, func(ctx context.Context, pr profile) error {
-		switch {
-		case pr.filter && pr.byID:
-			alone := fetchQuery{wants: missing, filter: "tree:0"}
-			older := r.unknownParents(commit)
-			if len(older) == 0 || !pr.bringsAncestors() {
-				return r.fetch(ctx, pr, alone, false)
-			}
-			refusal := r.fetch(ctx, pr, fetchQuery{wants: append(older, missing...), depth: firstWindow - 1, filter: "tree:0"}, false)
-			if refusal == nil && !r.hasTrees(missing) {
-				refusal = malformed("trees and history in one answer, and not all of the trees")
-			}
-			if refusal == nil || !pr.known || !misunderstood(refusal) {
-				return refusal
-			}
-			err := r.fetch(ctx, pr, alone, false)
-			if err == nil && r.hasTrees(missing) && lasting(refusal) {
-				pr.treesAlone = true
-				r.learned.set(r.key, pr)
-			}
-			return err
-		case pr.filter:
-			q := fetchQuery{wants: []Hash{commit}, filter: "blob:none"}
-			if pr.shallow {
-				q.depth = 1
-			}
-			if err := r.fetch(ctx, pr, q, false); err != nil {
-				return err
-			}
-			r.markComplete(commit)
-			return nil
+		if !pr.filter || !pr.byID {
+			return r.allTrees(ctx, pr, commit)
 		}
-		return r.fetchAll(ctx, pr, commit, 1)
+		refusal := r.treesByID(ctx, pr, commit, missing)
+		if !pr.known || !refused(refusal) {
+			return refusal
+		}
+		pr.byID = false // JGit gives commits only
+		if err := r.allTrees(ctx, pr, commit); err != nil || !r.hasTrees(missing) {
+			return refusal
+		}
+		r.learned.set(r.key, pr)
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("cannot read the trees of %s at %s: %w", r.url, commit, err)
 	}
+	return nil
+}
+
+// treesByID fetches trees, and what came before commit if nothing is known of it.
+func (r *remote) treesByID(ctx context.Context, pr profile, commit Hash, missing []Hash) error {
+	alone := fetchQuery{wants: missing, filter: "tree:0"}
+	older := r.unknownParents(commit)
+	if len(older) == 0 || !pr.bringsAncestors() {
+		return r.fetch(ctx, pr, alone, false)
+	}
+	refusal := r.fetch(ctx, pr, fetchQuery{wants: append(older, missing...), depth: firstWindow - 1, filter: "tree:0"}, false)
+	if refusal == nil && !r.hasTrees(missing) {
+		refusal = malformed("trees and history in one answer, and not all of the trees")
+	}
+	if refusal == nil || !pr.known || !misunderstood(refusal) {
+		return refusal
+	}
+	err := r.fetch(ctx, pr, alone, false)
+	if err == nil && r.hasTrees(missing) && lasting(refusal) {
+		pr.treesAlone = true
+		r.learned.set(r.key, pr)
+	}
+	return err
+}
+
+// allTrees fetches every tree of a commit.
+func (r *remote) allTrees(ctx context.Context, pr profile, commit Hash) error {
+	if !pr.filter {
+		return r.fetchAll(ctx, pr, commit, 1)
+	}
+	q := fetchQuery{wants: []Hash{commit}, filter: "blob:none"}
+	if pr.shallow {
+		q.depth = 1
+	}
+	if err := r.fetch(ctx, pr, q, false); err != nil {
+		return err
+	}
+	r.markComplete(commit)
 	return nil
 }
 

@@ -78,8 +78,11 @@ func TestCommitOverEveryProtocol(t *testing.T) {
 		reason string
 		config map[string]string
 		wrap   func(http.Handler) http.Handler
+		// commitsOnly refuses to give other objects by id.
+		commitsOnly bool
 	}{
 		"v2":            {reason: "what every host speaks"},
+		"v2, no trees":  {reason: "JGit gives no objects by id but commits", commitsOnly: true},
 		"v2, no filter": {reason: "filters are optional", config: map[string]string{"uploadpack.allowFilter": "false"}},
 		"v0":            {reason: "old servers and proxies", wrap: noV2},
 		"v0, any id":    {reason: "ids can be asked for", wrap: noV2, config: map[string]string{"uploadpack.allowAnySHA1InWant": "true"}},
@@ -100,6 +103,9 @@ func TestCommitOverEveryProtocol(t *testing.T) {
 			s.MustCommit(t, "r.git", "one", map[string]string{"a/b/c.yaml": "x: 1\n", "a/other.yaml": "y: 1\n", "z/z.yaml": "z\n"})
 			s.MustCommit(t, "r.git", "two", map[string]string{"a/b/c.yaml": "x: 2\n"})
 			s.Wrap(tc.wrap)
+			if tc.commitsOnly {
+				s.Wrap(commitsOnly(s))
+			}
 
 			log := &effects.Log{}
 			r := dial(t, NewLive(LiveOptions{Log: log}), url)
@@ -139,6 +145,28 @@ func TestCommitOverEveryProtocol(t *testing.T) {
 			if err != nil || len(h.Commits) != 7 || !h.Complete {
 				t.Errorf("history: %d commits, complete %t, err %v", len(h.Commits), h.Complete, err)
 			}
+		})
+	}
+}
+
+// commitsOnly answers requests for other objects by id as JGit does.
+func commitsOnly(s *gittest.Server) func(http.Handler) http.Handler {
+	return func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			body, _ := io.ReadAll(r.Body) // as it comes
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			for line := range strings.Lines(string(body)) {
+				_, id, ok := strings.Cut(strings.TrimSpace(line), "want ")
+				if !ok {
+					continue
+				}
+				if typ, _ := s.Git("r.git", "cat-file", "-t", id); typ != "commit" {
+					w.Header().Set("Content-Type", "application/x-git-upload-pack-result")
+					_, _ = fmt.Fprintf(w, "%04xERR want %s not valid", 4+len("ERR want  not valid")+len(id), id)
+					return
+				}
+			}
+			h.ServeHTTP(w, r)
 		})
 	}
 }
