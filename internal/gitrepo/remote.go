@@ -531,26 +531,35 @@ func (r *remote) History(ctx context.Context, q HistoryQuery) (History, error) {
 				return h, fmt.Errorf("cannot read the history of %s: %w", r.url, err)
 			}
 			if _, ok := r.store.commit(frontier); !ok {
+				h, _ = r.walk(q)
 				return h, nil // not Complete: the server gives no more
 			}
 		}
 	}
 }
 
-// deepen brings window more commits, from the frontier down.
+// deepen brings window more commits, from the frontier down. A server that does
+// not give the frontier by its id, or does not have it, gives what it has from
+// the tip down.
 func (r *remote) deepen(ctx context.Context, tip, frontier Hash, window, seen int) error {
 	return r.with(ctx, func(ctx context.Context, pr profile) error {
 		q := fetchQuery{wants: []Hash{frontier}, depth: window, filter: "tree:0"}
-		if !pr.byID {
-			q.wants, q.depth = []Hash{tip}, seen+window
-		}
 		if !pr.filter {
 			q.filter, q.max = "", maxFullPack
+		}
+		fromTip := q
+		fromTip.wants, fromTip.depth = []Hash{tip}, seen+window
+		if !pr.byID {
+			q = fromTip
 		}
 		if !pr.shallow {
 			q.depth = 0
 		}
-		return r.fetch(ctx, pr, q, false)
+		err := r.fetch(ctx, pr, q, false)
+		if pr.known && pr.byID && pr.shallow && refused(err) {
+			err = r.fetch(ctx, pr, fromTip, false)
+		}
+		return err
 	})
 }
 

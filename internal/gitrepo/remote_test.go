@@ -286,6 +286,29 @@ func TestLookBackOnABusyBranch(t *testing.T) {
 	}
 }
 
+// A repository that is itself a shallow clone has no more to look back on.
+func TestLookBackOnAShallowRepository(t *testing.T) {
+	s := gittest.New(t)
+	s.MustCreate(t, "full.git")
+	if err := s.Seed("full.git", 10, 10, 30); err != nil {
+		t.Fatal(err)
+	}
+	for _, depth := range []int{1, 3, 12} {
+		name := fmt.Sprintf("shallow%d.git", depth)
+		s.MustGit(t, "full.git", "clone", "--quiet", "--bare", "--depth", fmt.Sprint(depth), "file://"+s.Dir("full.git"), s.Dir(name))
+		s.MustGit(t, name, "config", "uploadpack.allowFilter", "true")
+		r := dial(t, NewLive(LiveOptions{}), s.RepoURL(name))
+		tip := mustTip(t, r)
+		if _, err := r.Trees(t.Context(), tip, []string{"d0003/f0003.yaml"}, ZeroHash); err != nil {
+			t.Fatal(err)
+		}
+		h, err := r.History(t.Context(), HistoryQuery{Tip: tip, Max: 100})
+		if err != nil || len(h.Commits) != depth || h.Complete {
+			t.Errorf("%d commits, complete %t, err %v; want %d, not complete", len(h.Commits), h.Complete, err, depth)
+		}
+	}
+}
+
 func TestDiffOfWhatWasPushed(t *testing.T) {
 	for _, diffs := range []bool{false, true} {
 		s := gittest.New(t)
