@@ -215,3 +215,26 @@ func TestHostileAnswers(t *testing.T) {
 		})
 	}
 }
+
+// However many answers a server draws out a read to, what is kept of them ends.
+func TestMemoryOfARemoteIsBounded(t *testing.T) {
+	s := newObjects(8 << 20)
+	data := make([]byte, maxObjectSize)
+	var limit *LimitError
+	for i := range 1000 {
+		err := s.add(Object{ID: Hash{byte(i), byte(i >> 8)}, Type: blobObject, Data: data})
+		if errors.As(err, &limit) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if limit == nil {
+		t.Errorf("%d objects of %d bytes each are kept", len(s.blobs), len(data))
+	}
+	s.trim()
+	if err := s.add(Object{Type: blobObject, Data: data}); err != nil {
+		t.Errorf("after trimming: %v", err)
+	}
+}

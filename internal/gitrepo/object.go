@@ -182,6 +182,11 @@ func sortKey(e Entry) string {
 	return e.Name
 }
 
+// storeMemory bounds what is remembered of a repository until it is trimmed, in
+// bytes: every answer is bounded, but how many are asked for is up to the server,
+// which may give one commit of a history at a time.
+const storeMemory = 4 * packMemory
+
 // objects is a bounded memory of commits and trees, which are immutable.
 type objects struct {
 	mu      sync.Mutex
@@ -244,7 +249,9 @@ func (s *objects) add(o Object) error {
 	default:
 		return nil
 	}
-	s.size += 2*len(o.Data) + 200
+	if s.size += 2*len(o.Data) + 200; s.size > storeMemory {
+		return &LimitError{What: "objects", Limit: storeMemory}
+	}
 	return nil
 }
 
