@@ -130,9 +130,8 @@ func misunderstood(err error) bool {
 	if errors.As(err, &status) {
 		return !Permanent(err) && status.Code != http.StatusTooManyRequests || status.Code == http.StatusForbidden || status.Code == http.StatusNotFound
 	}
-	var server *ServerError
 	var protocol *ProtocolError
-	return errors.As(err, &server) || errors.As(err, &protocol) || errors.Is(err, io.ErrUnexpectedEOF)
+	return refused(err) || errors.As(err, &protocol) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 // lasting tells whether err, where another request did not fail, says what the
@@ -150,6 +149,21 @@ func lasting(err error) bool {
 func refused(err error) bool {
 	var server *ServerError
 	return errors.As(err, &server)
+}
+
+// orElse makes the second request where a server whose profile is known does not
+// understand the first. When that helps, learn notes what the server cannot do.
+func (r *remote) orElse(pr profile, first, second func() error, learn func(*profile)) error {
+	refusal := first()
+	if refusal == nil || !pr.known || !misunderstood(refusal) {
+		return refusal
+	}
+	err := second()
+	if err == nil && lasting(refusal) {
+		learn(&pr)
+		r.learned.set(r.key, pr)
+	}
+	return err
 }
 
 // Refs implements Remote.
@@ -246,21 +260,14 @@ func (r *remote) commit(ctx context.Context, id Hash, treesNext bool) (*Commit, 
 				q.depth = 1
 			}
 		}
-		if pr.byID && !pr.noTreeDepth {
-			q.filter = "tree:1" // the root tree is wanted next
-			refusal := r.fetch(ctx, pr, q, false)
-			if refusal == nil || !pr.known || !misunderstood(refusal) {
-				return refusal
-			}
-			q.filter = "tree:0" // Azure DevOps is said to know that only
-			err := r.fetch(ctx, pr, q, false)
-			if err == nil && lasting(refusal) {
-				pr.noTreeDepth = true
-				r.learned.set(r.key, pr)
-			}
-			return err
+		alone := func() error { return r.fetch(ctx, pr, q, false) } // Azure DevOps is said to know tree:0 only
+		if !pr.byID || pr.noTreeDepth {
+			return alone()
 		}
-		return r.fetch(ctx, pr, q, false)
+		withRoot := q
+		withRoot.filter = "tree:1" // the root tree is wanted next
+		return r.orElse(pr, func() error { return r.fetch(ctx, pr, withRoot, false) }, alone,
+			func(learned *profile) { learned.noTreeDepth = true })
 	})
 	if err != nil {
 		return nil, fmt.Errorf("cannot read commit %s of %s: %w", id, r.url, err)
@@ -333,17 +340,15 @@ func (r *remote) Trees(ctx context.Context, commit Hash, paths []string, hint Ha
 	t.dirs[""] = root
 	for len(level) > 0 {
 		next := map[string]Hash{} // path of a directory → its tree
-		var missing []Hash
+		var ids []Hash
 		for dir := range level {
 			parent, name := splitPath(dir)
 			if e, ok := t.dirs[parent].find(name); ok && e.Mode == ModeTree {
 				next[dir] = e.ID
-				if _, ok := r.store.tree(e.ID); !ok {
-					missing = append(missing, e.ID)
-				}
+				ids = append(ids, e.ID)
 			}
 		}
-		if err := r.loadTrees(ctx, commit, missing); err != nil {
+		if err := r.loadTrees(ctx, commit, ids); err != nil {
 			return nil, err
 		}
 		deeper := map[string]bool{}
@@ -370,12 +375,7 @@ func (r *remote) Trees(ctx context.Context, commit Hash, paths []string, hint Ha
 // a fetch is needed, and nothing is known of what came before commit, that comes
 // along.
 func (r *remote) loadTrees(ctx context.Context, commit Hash, ids []Hash) error {
-	var missing []Hash
-	for _, id := range ids {
-		if _, ok := r.store.tree(id); !ok {
-			missing = append(missing, id)
-		}
-	}
+	missing := r.unknownTrees(ids)
 	if len(missing) == 0 {
 		return nil
 	}
@@ -388,7 +388,7 @@ func (r *remote) loadTrees(ctx context.Context, commit Hash, ids []Hash) error {
 			return refusal
 		}
 		pr.byID = false // JGit gives commits only
-		if err := r.allTrees(ctx, pr, commit); err != nil || !r.hasTrees(missing) {
+		if err := r.allTrees(ctx, pr, commit); err != nil || len(r.unknownTrees(missing)) > 0 {
 			return refusal
 		}
 		r.learned.set(r.key, pr)
@@ -402,24 +402,20 @@ func (r *remote) loadTrees(ctx context.Context, commit Hash, ids []Hash) error {
 
 // treesByID fetches trees, and what came before commit if nothing is known of it.
 func (r *remote) treesByID(ctx context.Context, pr profile, commit Hash, missing []Hash) error {
-	alone := fetchQuery{wants: missing, filter: "tree:0"}
+	alone := func() error { return r.fetch(ctx, pr, fetchQuery{wants: missing, filter: "tree:0"}, false) }
 	older := r.unknownParents(commit)
 	if len(older) == 0 || !pr.bringsAncestors() {
-		return r.fetch(ctx, pr, alone, false)
+		return alone()
 	}
-	refusal := r.fetch(ctx, pr, fetchQuery{wants: append(older, missing...), depth: firstWindow - 1, filter: "tree:0"}, false)
-	if refusal == nil && !r.hasTrees(missing) {
-		refusal = malformed("trees and history in one answer, and not all of the trees")
+	together := func() error {
+		q := fetchQuery{wants: append(older, missing...), depth: firstWindow - 1, filter: "tree:0"}
+		err := r.fetch(ctx, pr, q, false)
+		if err == nil && len(r.unknownTrees(missing)) > 0 {
+			return malformed("trees and history in one answer, and not all of the trees")
+		}
+		return err
 	}
-	if refusal == nil || !pr.known || !misunderstood(refusal) {
-		return refusal
-	}
-	err := r.fetch(ctx, pr, alone, false)
-	if err == nil && r.hasTrees(missing) && lasting(refusal) {
-		pr.treesAlone = true
-		r.learned.set(r.key, pr)
-	}
-	return err
+	return r.orElse(pr, together, alone, func(learned *profile) { learned.treesAlone = len(r.unknownTrees(missing)) == 0 })
 }
 
 // allTrees fetches every tree of a commit.
@@ -438,13 +434,15 @@ func (r *remote) allTrees(ctx context.Context, pr profile, commit Hash) error {
 	return nil
 }
 
-func (r *remote) hasTrees(ids []Hash) bool {
+// unknownTrees are those of the trees that are not in the store.
+func (r *remote) unknownTrees(ids []Hash) []Hash {
+	var unknown []Hash
 	for _, id := range ids {
 		if _, ok := r.store.tree(id); !ok {
-			return false
+			unknown = append(unknown, id)
 		}
 	}
-	return true
+	return unknown
 }
 
 // unknownParents are the parents of a commit if none of them is known.
