@@ -9,50 +9,26 @@ import (
 	"path/filepath"
 
 	"github.com/stepd/stepd/cmd/internal/cli"
+	"github.com/stepd/stepd/internal/input"
 )
 
 // readInput reads a file, or stdin for "-", and returns the file's absolute
-// path too. More than limit bytes are an error. It does not outlive ctx, though
-// what it reads may be a terminal or a pipe that says nothing.
+// path too. More than limit bytes are an error. It does not outlive ctx.
 func readInput(ctx context.Context, name string, stdin io.Reader, limit int64) ([]byte, string, error) {
 	var path string
+	open := func() (io.ReadCloser, error) { return io.NopCloser(stdin), nil }
 	if name != "-" {
 		var err error
 		if path, err = filepath.Abs(name); err != nil {
 			return nil, "", err
 		}
+		open = func() (io.ReadCloser, error) { return os.Open(path) }
 	}
-	type content struct {
-		text []byte
-		err  error
-	}
-	done := make(chan content, 1)
-	go func() {
-		text, err := readUpTo(limit, path, stdin)
-		done <- content{text, err}
-	}()
-	select {
-	case c := <-done:
-		return c.text, path, c.err
-	case <-ctx.Done():
-		return nil, "", ctx.Err()
-	}
-}
-
-func readUpTo(limit int64, path string, in io.Reader) ([]byte, error) {
-	if path != "" {
-		file, err := os.Open(path)
-		if err != nil {
-			return nil, err
-		}
-		defer func() { _ = file.Close() }()
-		in = file
-	}
-	text, err := io.ReadAll(io.LimitReader(in, limit+1))
+	text, err := input.Read(ctx, open, limit)
 	if err == nil && int64(len(text)) > limit {
 		err = fmt.Errorf("it is longer than %d bytes", limit)
 	}
-	return text, err
+	return text, path, err
 }
 
 // inputError ends a verb whose input cannot be used, or was not waited for.

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/stepd/stepd/internal/input"
 	"github.com/stepd/stepd/runner/kargoapi"
 )
 
@@ -150,37 +151,18 @@ func (l *loader) file(ctx context.Context, path string) error {
 	return l.read(ctx, path, func() (io.ReadCloser, error) { return os.Open(path) })
 }
 
-// read loads what open opens. Nothing but the end of the process ends the opening
-// or reading of a pipe that nobody writes to, so that is left alone when ctx ends.
+// read loads what open opens.
 func (l *loader) read(ctx context.Context, file string, open func() (io.ReadCloser, error)) error {
-	type content struct {
-		text []byte
-		err  error
-	}
-	done := make(chan content, 1)
-	go func() {
-		r, err := open()
-		if err != nil {
-			done <- content{nil, err}
-			return
-		}
-		text, err := io.ReadAll(io.LimitReader(r, maxFileSize+1))
-		_ = r.Close()
-		done <- content{text, err}
-	}()
-	var c content
-	select {
-	case c = <-done:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	text, err := input.Read(ctx, open, maxFileSize)
 	switch {
-	case c.err != nil:
-		l.fail(file, fmt.Errorf("cannot load documents: %w", c.err))
-	case len(c.text) > maxFileSize:
+	case err != nil && ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
+		l.fail(file, fmt.Errorf("cannot load documents: %w", err))
+	case len(text) > maxFileSize:
 		l.fail(file, fmt.Errorf("cannot load documents: larger than %d MiB", maxFileSize>>20))
 	default:
-		l.text(file, c.text)
+		l.text(file, text)
 	}
 	return nil
 }
