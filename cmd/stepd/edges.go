@@ -12,7 +12,6 @@ import (
 	"github.com/stepd/stepd/cmd/internal/cli"
 	"github.com/stepd/stepd/cmd/internal/hosting"
 	"github.com/stepd/stepd/internal/argocd"
-	"github.com/stepd/stepd/internal/credentials"
 	"github.com/stepd/stepd/internal/effects"
 	"github.com/stepd/stepd/internal/gitremote"
 	"github.com/stepd/stepd/internal/gitrepo"
@@ -77,20 +76,12 @@ func (f *edgeFlags) suppressed() string {
 // redactor, and to stateSecrets, before a step gets them.
 func newEdges(ctx context.Context, a *cli.App, f edgeFlags, live bool, set *load.Set, resources builtin.Resources, stateSecrets *redact.Redactor) (*edges, error) {
 	e := &edges{effects: &effects.Log{}, ledger: &verification.Memory{}}
-	source := stateSecrets.Credentials(a.Redactor.Credentials(credentials.Chain(
-		credentials.FromSecrets(hosting.CredentialSecrets(set), credentials.SecretOptions{
-			SharedNamespace: hosting.SharedNamespace(), AllowHTTP: os.Getenv("ALLOW_CREDENTIALS_OVER_HTTP") == "true",
-		}),
-		credentials.Local(credentials.LocalOptions{}),
-	)))
-	e.capabilities = steps.Capabilities{
-		Credentials: source,
-		GitUser:     a.Redactor.GitUser(hosting.DocumentGitUser(set)),
-	}
 	f.clusters.ArgoCD, f.clusters.ArgoCDContext = f.kubeconfig, f.kubeContext
-	if err := f.clusters.Sources(&e.capabilities, live, e.effects); err != nil {
+	var err error
+	if e.capabilities, err = hosting.DocumentCapabilities(a, set, f.clusters, live, e.effects); err != nil {
 		return nil, err
 	}
+	e.capabilities.Credentials = stateSecrets.Credentials(e.capabilities.Credentials)
 	registries := &ociart.Transports{}
 	agent := os.Getenv("SSH_AUTH_SOCK") // as git itself has it
 	recorded := gitrepo.NewRecording(gitrepo.NewLive(gitrepo.LiveOptions{SSHAgent: agent}), e.effects)

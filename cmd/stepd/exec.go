@@ -140,7 +140,7 @@ func (f *execFlags) run(ctx context.Context, a *cli.App, kind, format string) er
 	if !ok {
 		return cli.UsageErrorf("no step is named %q; there are %s", kind, strings.Join(registry.Kinds(), ", "))
 	}
-	caps, err := hosting.DocumentCapabilities(a, set, f.clusters)
+	caps, err := hosting.DocumentCapabilities(a, set, f.clusters, true, nil)
 	if err != nil {
 		return cli.UsageErrorf("%w", err)
 	}

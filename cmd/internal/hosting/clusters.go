@@ -32,8 +32,8 @@ func (f *ClusterFlags) AddControlPlane(fl *pflag.FlagSet) {
 	fl.StringVar(&f.ControlPlane, "control-plane-kubeconfig", "", "kubeconfig of the cluster with Kargo's resources, for steps that were granted access-control-plane (default: no access)")
 }
 
-// Sources fills in the clusters of caps. A dry run can read them.
-func (f *ClusterFlags) Sources(caps *steps.Capabilities, live bool, log *effects.Log) error {
+// sources fills in the clusters of caps. A dry run can read them.
+func (f *ClusterFlags) sources(caps *steps.Capabilities, live bool, log *effects.Log) error {
 	for _, c := range []struct {
 		kubeconfig, context string
 

@@ -7,6 +7,7 @@ import (
 
 	"github.com/stepd/stepd/cmd/internal/cli"
 	"github.com/stepd/stepd/internal/credentials"
+	"github.com/stepd/stepd/internal/effects"
 	"github.com/stepd/stepd/internal/redact"
 	"github.com/stepd/stepd/runner/kargoapi"
 	"github.com/stepd/stepd/runner/load"
@@ -56,26 +57,27 @@ func MaskSecrets(set *load.Set, all, ofCredentials *redact.Redactor) {
 }
 
 // DocumentCapabilities are what an operator's Kargo documents and this
-// machine's own settings allow steps to use.
-func DocumentCapabilities(a *cli.App, set *load.Set, clusters ClusterFlags) (steps.Capabilities, error) {
+// machine's own settings allow steps to use. Clusters can only be read unless
+// live; what is asked of them goes to log, if not nil.
+func DocumentCapabilities(a *cli.App, set *load.Set, clusters ClusterFlags, live bool, log *effects.Log) (steps.Capabilities, error) {
 	caps := steps.Capabilities{
 		Credentials: a.Redactor.Credentials(credentials.Chain(
-			credentials.FromSecrets(CredentialSecrets(set), credentials.SecretOptions{
+			credentials.FromSecrets(credentialSecrets(set), credentials.SecretOptions{
 				SharedNamespace: SharedNamespace(), AllowHTTP: os.Getenv("ALLOW_CREDENTIALS_OVER_HTTP") == "true",
 			}),
 			credentials.Local(credentials.LocalOptions{}),
 		)),
 		GitUser: a.Redactor.GitUser(DocumentGitUser(set)),
 	}
-	return caps, clusters.Sources(&caps, true, nil)
+	return caps, clusters.sources(&caps, live, log)
 }
 
 // SharedNamespace is where Kargo has shared Secrets and ConfigMaps.
 func SharedNamespace() string { return os.Getenv("SHARED_RESOURCES_NAMESPACE") }
 
-// CredentialSecrets lists the Secrets among the documents by namespace; one
+// credentialSecrets lists the Secrets among the documents by namespace; one
 // without a namespace is in all of them.
-func CredentialSecrets(set *load.Set) func(context.Context, string) ([]credentials.Secret, error) {
+func credentialSecrets(set *load.Set) func(context.Context, string) ([]credentials.Secret, error) {
 	return func(_ context.Context, namespace string) ([]credentials.Secret, error) {
 		var out []credentials.Secret
 		for _, d := range load.Of[*kargoapi.Secret](set) {

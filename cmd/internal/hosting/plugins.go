@@ -65,13 +65,9 @@ func (f *PluginFlags) Path() string {
 	if dir := os.Getenv("STEPD_PLUGIN_DIR"); dir != "" {
 		return dir
 	}
-	base := os.Getenv("XDG_DATA_HOME")
-	if !filepath.IsAbs(base) {
-		home, err := os.UserHomeDir()
-		if err != nil {
-			return "" // a container's user need not have one
-		}
-		base = filepath.Join(home, ".local", "share")
+	base, err := baseDirectory("XDG_DATA_HOME", "share")
+	if err != nil {
+		return "" // a container's user need not have a home
 	}
 	return filepath.Join(base, "stepd", "plugins")
 }

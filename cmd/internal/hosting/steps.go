@@ -107,13 +107,19 @@ func (f *StepFlags) Steps(trust ociverified.TrustFiles, secrets steps.SecretSour
 // StateDir is a directory of stepd's own that outlives the run: below
 // $XDG_STATE_HOME, or ~/.local/state (XDG Base Directory Specification).
 func StateDir(name string) (string, error) {
-	base := os.Getenv("XDG_STATE_HOME")
-	if !filepath.IsAbs(base) {
-		home, err := os.UserHomeDir()
-		if err != nil {
-			return "", fmt.Errorf("cannot find a place for state: %w; set XDG_STATE_HOME", err)
-		}
-		base = filepath.Join(home, ".local", "state")
+	base, err := baseDirectory("XDG_STATE_HOME", "state")
+	if err != nil {
+		return "", fmt.Errorf("cannot find a place for state: %w; set XDG_STATE_HOME", err)
 	}
 	return filepath.Join(base, "stepd", name), nil
+}
+
+// baseDirectory is the absolute path that a variable has, else a directory of
+// ~/.local (XDG Base Directory Specification).
+func baseDirectory(variable, local string) (string, error) {
+	if dir := os.Getenv(variable); filepath.IsAbs(dir) {
+		return dir, nil
+	}
+	home, err := os.UserHomeDir()
+	return filepath.Join(home, ".local", local), err
 }

@@ -123,7 +123,7 @@ func (f *serveFlags) run(ctx context.Context, a *cli.App) error {
 	if opts.Tracing, err = serve.TracingFromEnvironment(ctx, version); err != nil {
 		return cli.UsageErrorf("%w", err)
 	}
-	caps, err := hosting.DocumentCapabilities(a, set, f.clusters)
+	caps, err := hosting.DocumentCapabilities(a, set, f.clusters, true, nil)
 	if err != nil {
 		return cli.UsageErrorf("%w", err)
 	}

@@ -138,11 +138,7 @@ func (f *serveFlags) runKargo(ctx context.Context, a *cli.App) error {
 		Ledger: verification.Dir{Path: filepath.Join(stateDir, "verifications")},
 		Steps: func(e sidecar.Edges) ([]steps.Registration, error) {
 			live := gitrepo.Guarded(gitrepo.NewLive(gitrepo.LiveOptions{}), e.CheckPush)
-			own, err := hosted.Steps(ociverified.Below{}, e.Secrets, live)
-			if err != nil {
-				return nil, err
-			}
-			return own, nil
+			return hosted.Steps(ociverified.Below{}, e.Secrets, live)
 		},
 		Capabilities: steps.Capabilities{
 			Credentials: credentials.FromSecrets(client.CredentialSecrets, credentials.SecretOptions{
